@@ -1,0 +1,276 @@
+"""Layers: parameters, and the call of one forward/backward pair from nprcnn.ops.
+
+Every layer has the same two methods:
+
+    y, cache = layer.forward(x, train)      cache is None when train is False
+    dx = layer.backward(dy, cache)          adds to parameter.grad, returns the gradient of the input
+
+The cache is returned, never kept on the layer: one layer may run several times in a forward pass (the RPN head runs on five pyramid
+levels), and each run needs its own.
+"""
+
+import numpy as np
+
+from . import backend
+from .errors import WeightsError
+from .ops.activation import relu, relu_backward, relu_forward
+from .ops.conv import conv2d_backward, conv2d_forward
+from .ops.deconv import conv_transpose2d_backward, conv_transpose2d_forward
+from .ops.linear import linear_backward, linear_forward
+from .ops.norm import (batch_norm_backward, batch_norm_forward, frozen_batch_norm_backward,
+                       frozen_batch_norm_forward)
+
+
+class Parameter:
+    """An array that training changes: `data`, and `grad` of the same shape (None until a backward pass reaches it)."""
+
+    def __init__(self, data):
+        self.data = data
+        self.grad = None
+        self.trainable = True
+
+    def add_grad(self, grad):
+        """Gradients always add up: a layer that ran five times gets five contributions. zero_grad() starts anew."""
+        if self.grad is None:
+            self.grad = np.zeros_like(self.data)
+        self.grad += grad
+
+
+class Buffer:
+    """An array that belongs to the state but has no gradient: the running statistics of batch norm."""
+
+    def __init__(self, data):
+        self.data = data
+
+
+class Layer:
+    """What owns parameters, directly or through layers (or lists of layers) among its attributes.
+
+    The attribute names are the keys of the state dict: `model.backbone.fpn.inner_blocks[0][0].weight` is
+    "backbone.fpn.inner_blocks.0.0.weight", the name that torchvision uses.
+    """
+
+    def named_tensors(self, prefix=""):
+        """Yield (name, Parameter or Buffer) in the order in which the attributes were made."""
+        for name, value in vars(self).items():
+            yield from _named_tensors(value, prefix + name)
+
+    def named_parameters(self):
+        """Yield (name, Parameter)."""
+        return ((name, t) for name, t in self.named_tensors() if isinstance(t, Parameter))
+
+    def parameters(self):
+        """List of all Parameters."""
+        return [parameter for _, parameter in self.named_parameters()]
+
+    def zero_grad(self):
+        """Forget all gradients. Backward passes add, so call this once a step."""
+        for parameter in self.parameters():
+            parameter.grad = None
+
+    def state_dict(self):
+        """All parameters and buffers: {name: array}, under torchvision's names. The arrays are not copied."""
+        return {name: tensor.data for name, tensor in self.named_tensors()}
+
+    def load_state_dict(self, state):
+        """Take over all parameters and buffers.
+
+        Raises
+        ------
+        WeightsError
+            A name is missing or left over, or a shape differs; then nothing was changed.
+        """
+        own = dict(self.named_tensors())
+        problems = [f"{name} is missing" for name in own if name not in state]
+        problems += [f"{name} is not part of this model" for name in state if name not in own]
+        problems += [f"{name} has shape {tuple(state[name].shape)}, the model wants {own[name].data.shape}"
+                     for name in own if name in state and tuple(state[name].shape) != own[name].data.shape]
+        if problems:
+            more = f"; and {len(problems) - 3} more" if len(problems) > 3 else ""
+            raise WeightsError(f"the weights do not fit the model: {'; '.join(problems[:3])}{more}. "
+                               "Build the model that they were saved from (depth, num_classes, options).")
+        for name, tensor in own.items():
+            tensor.data = np.array(state[name], tensor.data.dtype)
+
+    def astype(self, dtype):
+        """Cast all parameters and buffers in place (gradients are checked in float64). Returns self."""
+        for _, tensor in self.named_tensors():
+            tensor.data = tensor.data.astype(dtype)
+        self.zero_grad()
+        return self
+
+
+def _named_tensors(value, name):
+    if isinstance(value, (Parameter, Buffer)):
+        yield name, value
+    elif isinstance(value, Layer):
+        yield from value.named_tensors(name + ".")
+    elif isinstance(value, (list, tuple)):
+        for index, item in enumerate(value):
+            yield from _named_tensors(item, f"{name}.{index}")
+
+
+# Initial values. `shape` is (out, in, kh, kw) or (out, in).
+
+def kaiming_normal_fan_out(rng, shape):
+    """N(0, sqrt(2 / fan_out)): keeps the variance of the gradient through conv + ReLU (He et al. 2015, section 2.2)."""
+    return rng.standard_normal(shape, np.float32) * np.float32(np.sqrt(2 / (shape[0] * np.prod(shape[2:]))))
+
+
+def kaiming_uniform_a1(rng, shape):
+    """U(-b, b), b = sqrt(3 / fan_in): keeps the variance through a layer without ReLU. torchvision's FPN."""
+    bound = np.sqrt(3 / np.prod(shape[1:]))
+    return rng.uniform(-bound, bound, shape).astype(np.float32)
+
+
+def uniform_fan_in(rng, shape):
+    """U(-b, b), b = 1 / sqrt(fan_in): PyTorch's default for Linear, which the box head uses."""
+    bound = 1 / np.sqrt(np.prod(shape[1:]))
+    return rng.uniform(-bound, bound, shape).astype(np.float32)
+
+
+def normal_001(rng, shape):
+    """N(0, .01): torchvision's RPN head."""
+    return rng.standard_normal(shape, np.float32) * np.float32(0.01)
+
+
+class Conv2d(Layer):
+    """Convolution. weight (out, in / groups, k, k), bias (out,) or None. x (N, in, H, W) -> y (N, out, H', W')."""
+
+    def __init__(self, rng, in_channels, out_channels, kernel_size, stride=1, padding=0, dilation=1, groups=1,
+                 bias=True, init=kaiming_normal_fan_out):
+        self.stride, self.padding, self.dilation, self.groups = stride, padding, dilation, groups
+        self.weight = Parameter(init(rng, (out_channels, in_channels // groups, kernel_size, kernel_size)))
+        self.bias = Parameter(np.zeros(out_channels, np.float32)) if bias else None
+
+    def forward(self, x, train):
+        bias = None if self.bias is None else self.bias.data
+        if not train:
+            return backend.active().conv2d(x, self.weight.data, bias, self.stride, self.padding, self.dilation,
+                                           self.groups), None
+        return conv2d_forward(x, self.weight.data, bias, self.stride, self.padding, self.dilation, self.groups,
+                              kernels=backend.active())
+
+    def backward(self, dy, cache, needs_dx=True):
+        dx, dw, db = conv2d_backward(dy, cache, needs_dx, kernels=backend.active())
+        self.weight.add_grad(dw)
+        if self.bias is not None:
+            self.bias.add_grad(db)
+        return dx
+
+
+class ConvTranspose2d(Layer):
+    """Transposed convolution ("deconvolution"). weight (in, out, k, k), bias (out,)."""
+
+    def __init__(self, rng, in_channels, out_channels, kernel_size, stride=1, padding=0, init=kaiming_normal_fan_out):
+        self.stride, self.padding = stride, padding
+        self.weight = Parameter(init(rng, (in_channels, out_channels, kernel_size, kernel_size)))
+        self.bias = Parameter(np.zeros(out_channels, np.float32))
+
+    def forward(self, x, train):
+        y, cache = conv_transpose2d_forward(x, self.weight.data, self.bias.data, self.stride, self.padding,
+                                            kernels=backend.active())
+        return y, cache if train else None
+
+    def backward(self, dy, cache):
+        dx, dw, db = conv_transpose2d_backward(dy, cache, kernels=backend.active())
+        self.weight.add_grad(dw)
+        self.bias.add_grad(db)
+        return dx
+
+
+class Linear(Layer):
+    """Fully connected. weight (out, in), bias (out,). x (R, in) -> y (R, out)."""
+
+    def __init__(self, rng, in_features, out_features, init=uniform_fan_in):
+        self.weight = Parameter(init(rng, (out_features, in_features)))
+        self.bias = Parameter(np.zeros(out_features, np.float32))
+
+    def forward(self, x, train):
+        y, cache = linear_forward(x, self.weight.data, self.bias.data)
+        return y, cache if train else None
+
+    def backward(self, dy, cache):
+        dx, dw, db = linear_backward(dy, cache)
+        self.weight.add_grad(dw)
+        self.bias.add_grad(db)
+        return dx
+
+
+class BatchNorm2d(Layer):
+    """Batch norm: with train=True it uses the batch's statistics and updates the running ones."""
+
+    def __init__(self, channels, eps=1e-5, momentum=0.1):
+        self.eps, self.momentum = eps, momentum
+        self.weight = Parameter(np.ones(channels, np.float32))
+        self.bias = Parameter(np.zeros(channels, np.float32))
+        self.running_mean = Buffer(np.zeros(channels, np.float32))
+        self.running_var = Buffer(np.ones(channels, np.float32))
+
+    def forward(self, x, train):
+        y, cache, (mean, var) = batch_norm_forward(x, self.weight.data, self.bias.data, self.running_mean.data,
+                                                   self.running_var.data, train, self.momentum, self.eps)
+        if not train:
+            return y, None
+        self.running_mean.data, self.running_var.data = mean, var
+        return y, cache
+
+    def backward(self, dy, cache):
+        dx, dweight, dbias = batch_norm_backward(dy, cache)
+        self.weight.add_grad(dweight)
+        self.bias.add_grad(dbias)
+        return dx
+
+
+class FrozenBatchNorm2d(Layer):
+    """Batch norm whose statistics, weight and bias are constants: a scale and a shift a channel.
+
+    Detection fine-tunes with one or two images a GPU, too few for statistics, so pretrained backbones keep theirs.
+    """
+
+    def __init__(self, channels, eps=1e-5):
+        self.eps = eps
+        self.weight = Buffer(np.ones(channels, np.float32))
+        self.bias = Buffer(np.zeros(channels, np.float32))
+        self.running_mean = Buffer(np.zeros(channels, np.float32))
+        self.running_var = Buffer(np.ones(channels, np.float32))
+
+    def forward(self, x, train):
+        y, cache = frozen_batch_norm_forward(x, self.weight.data, self.bias.data, self.running_mean.data,
+                                             self.running_var.data, self.eps)
+        return y, cache if train else None
+
+    def backward(self, dy, cache):
+        return frozen_batch_norm_backward(dy, cache)
+
+
+NORMS = {"batch": BatchNorm2d, "frozen": FrozenBatchNorm2d}
+
+
+def conv_norm_relu(conv, norm, x, train, residual=None, relu_after=True):
+    """y = relu(norm(conv(x)) + residual): the one place where convolution, norm, sum and ReLU meet.
+
+    norm may be None, and so may residual (an array of y's shape). Returns y and a cache for conv_norm_relu_backward.
+    """
+    y, conv_cache = conv.forward(x, train)
+    norm_cache = relu_cache = None
+    if norm is not None:
+        y, norm_cache = norm.forward(y, train)
+    if residual is not None:
+        y = y + residual
+    if relu_after:
+        if not train:
+            return relu(y), None
+        y, relu_cache = relu_forward(y)
+    return y, (conv_cache, norm_cache, relu_cache) if train else None
+
+
+def conv_norm_relu_backward(conv, norm, dy, cache, needs_dx=True):
+    """Returns dx and the gradient of the residual (which is the gradient that arrives at the sum)."""
+    conv_cache, norm_cache, relu_cache = cache
+    # forward: y = relu(s), s = n + residual      the sum gives the same gradient to both
+    ds = dy if relu_cache is None else relu_backward(dy, relu_cache)
+    # forward: n = norm(c)
+    dc = ds if norm is None else norm.backward(ds, norm_cache)
+    # forward: c = conv(x)
+    return conv.backward(dc, conv_cache, needs_dx), ds

@@ -1,0 +1,90 @@
+"""The box head: for every RoI its class, and a correction of its box for every class (Fast R-CNN, arXiv 1504.08083).
+
+    RoI features (7x7) -> fc6 -> ReLU -> fc7 -> ReLU -> cls_score   K logits, background first
+                                                     -> bbox_pred   4 deltas for each of the K classes
+"""
+
+import numpy as np
+
+from ..layers import Layer, Linear
+from ..ops.activation import relu_backward, relu_forward
+from ..ops.boxes import encode_boxes
+from ..ops.losses import (smooth_l1_backward, smooth_l1_forward, softmax_cross_entropy_backward,
+                          softmax_cross_entropy_forward)
+
+BOX_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
+SMOOTH_L1_BETA = 1 / 9
+
+
+class BoxHead(Layer):
+    """Two fully connected layers on the flattened RoI features (FPN, section 4.2)."""
+
+    def __init__(self, rng, in_features, hidden):
+        self.fc6 = Linear(rng, in_features, hidden)
+        self.fc7 = Linear(rng, hidden, hidden)
+
+    def forward(self, x, train):
+        """(R, C, 7, 7) -> (R, hidden), cache."""
+        h, cache6 = self.fc6.forward(x.reshape(len(x), -1), train)
+        h, relu6 = relu_forward(h)
+        h, cache7 = self.fc7.forward(h, train)
+        h, relu7 = relu_forward(h)
+        return h, (x.shape, cache6, relu6, cache7, relu7) if train else None
+
+    def backward(self, dh, cache):
+        shape, cache6, relu6, cache7, relu7 = cache
+        dh = self.fc7.backward(relu_backward(dh, relu7), cache7)
+        dh = self.fc6.backward(relu_backward(dh, relu6), cache6)
+        return dh.reshape(shape)
+
+
+class BoxPredictor(Layer):
+    """(R, hidden) -> class logits (R, K) and box deltas (R, 4 K)."""
+
+    def __init__(self, rng, hidden, num_classes):
+        self.cls_score = Linear(rng, hidden, num_classes)
+        self.bbox_pred = Linear(rng, hidden, num_classes * 4)
+
+    def forward(self, h, train):
+        logits, logits_cache = self.cls_score.forward(h, train)
+        deltas, deltas_cache = self.bbox_pred.forward(h, train)
+        return logits, deltas, (logits_cache, deltas_cache) if train else None
+
+    def backward(self, dlogits, ddeltas, cache):
+        logits_cache, deltas_cache = cache
+        # h feeds both layers: fan-out, so the gradients add
+        return self.cls_score.backward(dlogits, logits_cache) + self.bbox_pred.backward(ddeltas, deltas_cache)
+
+
+def box_losses(logits, deltas, rois, labels, target_boxes, box_weights=BOX_WEIGHTS):
+    """Class and box loss of the sampled RoIs (Fast R-CNN, equation 1).
+
+    Parameters
+    ----------
+    logits, deltas : (R, K), (R, 4 K)
+    rois, labels, target_boxes : (R, 4), (R,), (R, 4)
+        label 0 is background; its target box is not looked at.
+
+    Returns
+    -------
+    class loss : mean cross-entropy over all RoIs
+    box loss : sum of smooth L1 over the positives, on the deltas of the true class, / R
+    cache
+    """
+    class_loss, class_cache = softmax_cross_entropy_forward(logits, labels)
+    positive = np.flatnonzero(labels > 0)
+    deltas = deltas.reshape(len(deltas), -1, 4)
+    targets = encode_boxes(target_boxes[positive], rois[positive], box_weights)
+    chosen = (positive, labels[positive])
+    box_loss, box_cache = smooth_l1_forward(deltas[chosen], targets, SMOOTH_L1_BETA, max(len(labels), 1))
+    return class_loss, box_loss, (deltas.shape, chosen, class_cache, box_cache)
+
+
+def box_losses_backward(dclass_loss, dbox_loss, cache):
+    """Gradients of the logits (R, K) and the deltas (R, 4 K)."""
+    shape, chosen, class_cache, box_cache = cache
+    dlogits = softmax_cross_entropy_backward(dclass_loss, class_cache)
+    ddeltas = np.zeros(shape, dlogits.dtype)
+    # forward: deltas[positive, true class]      gather -> scatter
+    ddeltas[chosen] = smooth_l1_backward(dbox_loss, box_cache)
+    return dlogits, ddeltas.reshape(shape[0], shape[1] * 4)

@@ -1,0 +1,86 @@
+"""Feature pyramid network (Lin et al. 2016, arXiv 1612.03144, section 3).
+
+    C5 -1x1-> inner5 -------------------3x3-> P5 -subsample-> P6
+                |  nearest, x2
+    C4 -1x1--> (+) = inner4 ------------3x3-> P4
+                |
+    C3 -1x1--> (+) = inner3 ------------3x3-> P3
+                |
+    C2 -1x1--> (+) = inner2 ------------3x3-> P2
+
+P6 exists for the largest anchors only: the RoI heads do not use it.
+"""
+
+import numpy as np
+
+from .. import backend
+from ..layers import Conv2d, Layer, kaiming_uniform_a1
+from ..ops.resize import resize_nearest_backward, resize_nearest_forward
+from ..trace import record, record_grad
+
+LEVELS = ("p2", "p3", "p4", "p5", "p6")
+
+
+class FPN(Layer):
+    """in_channels: those of C2 .. C5; out_channels: of every pyramid level (256 in the paper)."""
+
+    def __init__(self, rng, in_channels, out_channels):
+        self.inner_blocks = [[Conv2d(rng, c, out_channels, 1, init=kaiming_uniform_a1)] for c in in_channels]
+        self.layer_blocks = [[Conv2d(rng, out_channels, out_channels, 3, padding=1, init=kaiming_uniform_a1)]
+                             for _ in in_channels]
+
+    def forward(self, features, train, trace=None):
+        """[C2 .. C5] -> [P2 .. P6], cache."""
+        count = len(features)
+        inner, pyramid = [None] * count, [None] * count
+        lateral_caches, resize_caches, output_caches = [None] * count, [None] * count, [None] * count
+        for i in reversed(range(count)):
+            inner[i], lateral_caches[i] = self.inner_blocks[i][0].forward(features[i], train)
+            if i + 1 < count:
+                top_down, resize_caches[i] = resize_nearest_forward(inner[i + 1], inner[i].shape[2:],
+                                                                    kernels=backend.active())
+                inner[i] = inner[i] + top_down
+            pyramid[i], output_caches[i] = self.layer_blocks[i][0].forward(inner[i], train)
+        pyramid.append(np.ascontiguousarray(pyramid[-1][:, :, ::2, ::2]))  # a 1x1 max-pool of stride 2
+        for level, p in zip(LEVELS, pyramid):
+            record(trace, f"fpn.{level}", p)
+        return pyramid, (lateral_caches, resize_caches, output_caches) if train else None
+
+    def backward(self, dpyramid, cache, trace=None):
+        """Gradients of P2 .. P6 -> gradients of C2 .. C5."""
+        lateral_caches, resize_caches, output_caches = cache
+        count = len(lateral_caches)
+        dpyramid = list(dpyramid)
+        record_grad(trace, "fpn.p6", dpyramid[count])
+        # forward: P6 = P5[::2, ::2], and P5 is used itself as well: slice -> scatter, fan-out -> sum
+        dp5 = dpyramid[count - 1].copy()
+        dp5[:, :, ::2, ::2] += dpyramid[count]
+        dpyramid[count - 1] = dp5
+        dfeatures = []
+        dinner_from_below = 0
+        for i in range(count):
+            record_grad(trace, f"fpn.{LEVELS[i]}", dpyramid[i])
+            # forward: P_i = conv3x3(inner_i), and inner_i was also resized into inner_(i-1): the gradients add
+            dinner = self.layer_blocks[i][0].backward(dpyramid[i], output_caches[i]) + dinner_from_below
+            # forward: inner_i = conv1x1(C_i) + resize(inner_(i+1))      the sum gives the same gradient to both
+            dfeatures.append(self.inner_blocks[i][0].backward(dinner, lateral_caches[i]))
+            if i + 1 < count:
+                dinner_from_below = resize_nearest_backward(dinner, resize_caches[i], kernels=backend.active())
+        return dfeatures
+
+
+class BackboneWithFPN(Layer):
+    """ResNet and pyramid: image -> [P2 .. P6]."""
+
+    def __init__(self, body, fpn):
+        self.body = body
+        self.fpn = fpn
+
+    def forward(self, x, train, trace=None):
+        features, body_cache = self.body.forward(x, train, trace)
+        pyramid, fpn_cache = self.fpn.forward(features, train, trace)
+        return pyramid, (body_cache, fpn_cache) if train else None
+
+    def backward(self, dpyramid, cache, trace=None):
+        body_cache, fpn_cache = cache
+        self.body.backward(self.fpn.backward(dpyramid, fpn_cache, trace), body_cache, trace)

@@ -1,0 +1,342 @@
+"""Mask R-CNN: the wiring of all stages, forward and backward. Without the mask branch it is Faster R-CNN.
+
+    image -> transform -> backbone (ResNet) -> FPN -> RPN -> proposals -> RoIAlign 7x7   -> box head  -> classes, boxes
+                                                                      \\-> RoIAlign 14x14 -> mask head -> masks
+
+Names of the stages in a trace: see STAGES at the end of this file.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from .. import backend
+from ..data.images import as_image
+from ..data.targets import check_target
+from ..layers import Layer
+from ..trace import record, record_grad
+from . import box_head, mask_head, postprocess, rpn, targets, transform
+from .postprocess import Detections
+from .roi_features import as_rois, assign_levels
+
+
+class Decisions(NamedTuple):
+    """Everything discrete that a training pass decided: lists with one array an image.
+
+    `losses(..., decisions=...)` takes it instead of deciding anew: gradient checks freeze it (between decisions the losses are
+    smooth), and another system's decisions can be fed in.
+    """
+
+    anchor_positive: list  # (P,) sampled anchors that answer "object"
+    anchor_negative: list  # (Q,) sampled anchors that answer "background"
+    anchor_matched: list   # (P,) the target of each positive anchor
+    proposals: list        # (S, 4) sampled RoIs
+    proposal_anchor: list  # (S,) the anchor behind each RoI; -1 for a target box that was added to the proposals
+    labels: list           # (S,) the class of each RoI, 0 for background
+    matched: list          # (S,) the target of each RoI (0 where the label is background)
+    levels: list           # (S,) pyramid level of each RoI, 0 for P2
+
+
+class RoIHeads(Layer):
+    """The second stage's layers, under torchvision's names. mask_head and mask_predictor are None in Faster R-CNN."""
+
+    def __init__(self, box_head, box_predictor, mask_head=None, mask_predictor=None):
+        self.box_head, self.box_predictor = box_head, box_predictor
+        self.mask_head, self.mask_predictor = mask_head, mask_predictor
+
+
+class MaskRCNN(Layer):
+    """A detector: `predict`, and for training `losses` and `backward`.
+
+    Parameters
+    ----------
+    backbone, rpn, roi_heads : Layers
+    anchor_generator : AnchorGenerator
+    box_features, mask_features : RoIFeatures
+        mask_features is None in Faster R-CNN.
+    The others carry torchvision's names and defaults; canonical_size is the RoI size that level P4 is made for, and
+    mask_loss is one of "sigmoid", "softmax", "agnostic".
+    """
+
+    def __init__(self, backbone, rpn, roi_heads, anchor_generator, box_features, mask_features, *, num_classes,
+                 min_size=800, max_size=1333, image_mean=transform.IMAGENET_MEAN, image_std=transform.IMAGENET_STD,
+                 rpn_pre_nms_top_n_train=2000, rpn_pre_nms_top_n_test=1000,
+                 rpn_post_nms_top_n_train=2000, rpn_post_nms_top_n_test=1000,
+                 rpn_nms_thresh=0.7, rpn_fg_iou_thresh=0.7, rpn_bg_iou_thresh=0.3,
+                 rpn_batch_size_per_image=256, rpn_positive_fraction=0.5,
+                 box_score_thresh=0.05, box_nms_thresh=0.5, box_detections_per_img=100,
+                 box_fg_iou_thresh=0.5, box_bg_iou_thresh=0.5,
+                 box_batch_size_per_image=512, box_positive_fraction=0.25,
+                 canonical_size=224, mask_loss="sigmoid", class_names=None):
+        self.backbone, self.rpn, self.roi_heads = backbone, rpn, roi_heads
+        self.anchor_generator = anchor_generator
+        self.box_features, self.mask_features = box_features, mask_features
+        self.num_classes, self.class_names = num_classes, class_names
+        self.min_size, self.max_size = min_size, max_size
+        self.image_mean, self.image_std = image_mean, image_std
+        self.rpn_pre_nms_top_n_train, self.rpn_pre_nms_top_n_test = rpn_pre_nms_top_n_train, rpn_pre_nms_top_n_test
+        self.rpn_post_nms_top_n_train, self.rpn_post_nms_top_n_test = rpn_post_nms_top_n_train, rpn_post_nms_top_n_test
+        self.rpn_nms_thresh = rpn_nms_thresh
+        self.rpn_fg_iou_thresh, self.rpn_bg_iou_thresh = rpn_fg_iou_thresh, rpn_bg_iou_thresh
+        self.rpn_batch_size_per_image, self.rpn_positive_fraction = rpn_batch_size_per_image, rpn_positive_fraction
+        self.box_score_thresh, self.box_nms_thresh = box_score_thresh, box_nms_thresh
+        self.box_detections_per_img = box_detections_per_img
+        self.box_fg_iou_thresh, self.box_bg_iou_thresh = box_fg_iou_thresh, box_bg_iou_thresh
+        self.box_batch_size_per_image, self.box_positive_fraction = box_batch_size_per_image, box_positive_fraction
+        self.canonical_size, self.mask_loss = canonical_size, mask_loss
+
+    @property
+    def has_masks(self):
+        """False for Faster R-CNN."""
+        return self.roi_heads.mask_head is not None
+
+    @property
+    def dtype(self):
+        """The parameters' dtype, in which everything is computed."""
+        return self.rpn.head.cls_logits.weight.data.dtype.type
+
+    # ---------------------------------------------------------------------------------------------------- inference
+
+    def predict(self, images, trace=None):
+        """Find the objects of an image, or of each image of a list.
+
+        Parameters
+        ----------
+        images : (H, W, 3) array or list of them
+            RGB; uint8 in 0..255 or float in 0..1.
+        trace : Trace, optional
+            Takes every stage's tensors.
+
+        Returns
+        -------
+        Detections, or a list of them.
+
+        Raises
+        ------
+        DataError
+            An image has another shape or type, a side of length 0, or NaN.
+        """
+        if not isinstance(images, (list, tuple)):
+            return self.predict([images], trace)[0]
+        images = [as_image(image, f"image {i}") for i, image in enumerate(images)]
+        batch, pyramid, anchors, logits, deltas, _ = self._first_stage(images, False, trace)
+        proposals, scores, proposal_anchor = zip(*(
+            rpn.filter_proposals(logits[i], deltas[i], anchors, batch.sizes[i], self.rpn_pre_nms_top_n_test,
+                                 self.rpn_post_nms_top_n_test, self.rpn_nms_thresh, trace=trace)
+            for i in range(len(images))))
+        record(trace, "rpn.proposals", list(proposals))
+        record(trace, "rpn.proposal_scores", list(scores))
+
+        levels = [self._levels(p) for p in proposals]
+        class_logits, box_deltas, _ = self._box_branch(pyramid, proposals, levels, False, trace)
+        splits = np.cumsum([len(p) for p in proposals])[:-1]
+        found = [postprocess.filter_detections(l, d, p, size, self.box_score_thresh, self.box_nms_thresh,
+                                               self.box_detections_per_img)
+                 for l, d, p, size in zip(np.split(class_logits, splits), np.split(box_deltas, splits), proposals,
+                                          batch.sizes)]
+        boxes = [f[0] for f in found]
+        record(trace, "detections.boxes", boxes)
+        record(trace, "detections.labels", [f[1] for f in found])
+        record(trace, "detections.scores", [f[2] for f in found])
+
+        masks = [None] * len(images)
+        if self.has_masks:
+            mask_logits, _ = self._mask_branch(pyramid, boxes, [self._levels(b) for b in boxes], False, trace)
+            labels = np.concatenate([f[1] for f in found])
+            probabilities = mask_head.mask_probabilities(mask_logits, labels, self.mask_loss)
+            record(trace, "roi_heads.mask_probabilities", probabilities)
+            masks = np.split(probabilities, np.cumsum([len(b) for b in boxes])[:-1])
+        return [self._detections(f, m, batch.sizes[i], batch.original_sizes[i], levels[i], proposal_anchor[i])
+                for i, (f, m) in enumerate(zip(found, masks))]
+
+    def _detections(self, found, masks, size, original_size, levels, proposal_anchor):
+        boxes, labels, scores, proposal = found
+        boxes = transform.resize_boxes(boxes, size, original_size)
+        if masks is not None:
+            masks = backend.active().paste_masks(masks, boxes, original_size) > 0.5
+        return Detections(boxes, labels, scores, masks, proposal, levels[proposal] + 2, proposal_anchor[proposal])
+
+    # ----------------------------------------------------------------------------------------------------- training
+
+    def losses(self, images, image_targets, rng, decisions=None, trace=None):
+        """The losses of a batch.
+
+        Parameters
+        ----------
+        images : list of (H, W, 3) arrays
+            As for predict.
+        image_targets : list of dict
+            One an image: "boxes" (G, 4) float, "labels" (G,) int in 1 .. num_classes - 1, "masks" (G, H, W) uint8 (not needed
+            without a mask branch). G may be 0.
+        rng : numpy.random.Generator
+            Draws the samples of anchors and RoIs. Not used if decisions are given.
+        decisions : Decisions, optional
+        trace : Trace, optional
+
+        Returns
+        -------
+        dict with loss_objectness, loss_rpn_box_reg, loss_classifier, loss_box_reg and loss_mask (torchvision's names; what training
+        minimises is their plain sum); and a cache for `backward`, whose field `decisions` tells what was decided.
+
+        Raises
+        ------
+        DataError
+            An image or a target cannot be used; nothing was changed.
+        """
+        images = [as_image(image, f"image {i}") for i, image in enumerate(images)]
+        for i, (image, target) in enumerate(zip(images, image_targets, strict=True)):
+            check_target(image.shape[:2], target, self.num_classes, i, needs_masks=self.has_masks)
+        batch, pyramid, anchors, logits, deltas, first_cache = self._first_stage(images, True, trace)
+        image_targets = [transform.resize_target(t, image.shape[:2], size, self.dtype)
+                         for t, image, size in zip(image_targets, images, batch.sizes)]
+        target_boxes = [t["boxes"] for t in image_targets]
+        if decisions is None:
+            decisions = self._decide(logits, deltas, anchors, batch, image_targets, rng, trace)
+        record(trace, "rpn.proposals", decisions.proposals)
+
+        objectness, rpn_box, rpn_loss_cache = rpn.rpn_losses(
+            logits, deltas, np.concatenate(anchors), target_boxes, decisions.anchor_positive, decisions.anchor_negative,
+            decisions.anchor_matched)
+
+        class_logits, box_deltas, box_cache = self._box_branch(pyramid, decisions.proposals, decisions.levels, True, trace)
+        labels = np.concatenate(decisions.labels)
+        # a background RoI has no target box; any box may stand there, for its loss is not computed
+        roi_boxes = np.concatenate([b[m] if len(b) else p for b, m, p in
+                                    zip(target_boxes, decisions.matched, decisions.proposals)])
+        classifier, box_reg, box_loss_cache = box_head.box_losses(
+            class_logits, box_deltas, np.concatenate(decisions.proposals), labels, roi_boxes)
+        losses = {"loss_objectness": objectness, "loss_rpn_box_reg": rpn_box,
+                  "loss_classifier": classifier, "loss_box_reg": box_reg}
+
+        mask_cache = mask_loss_cache = None
+        if self.has_masks:
+            positive = [l > 0 for l in decisions.labels]
+            boxes = [p[keep] for p, keep in zip(decisions.proposals, positive)]
+            mask_logits, mask_cache = self._mask_branch(pyramid, boxes, [l[keep] for l, keep in
+                                                                         zip(decisions.levels, positive)], True, trace)
+            wanted = np.concatenate([
+                targets.mask_targets(t["masks"], b, m[keep], mask_logits.shape[-1])
+                for t, b, m, keep in zip(image_targets, boxes, decisions.matched, positive)])
+            record(trace, "roi_heads.mask_targets", wanted)
+            losses["loss_mask"], mask_loss_cache = mask_head.mask_loss_forward(mask_logits, labels[labels > 0], wanted,
+                                                                               self.mask_loss)
+        for name, loss in losses.items():
+            record(trace, f"losses.{name}", loss)
+        return losses, LossCache(decisions, pyramid, first_cache, rpn_loss_cache, box_cache, box_loss_cache, mask_cache,
+                                 mask_loss_cache)
+
+    def backward(self, cache, trace=None):
+        """Add the gradient of the sum of the losses to every parameter's grad.
+
+        The stages of `losses`, from the last to the first. The proposals are constants, so no gradient flows from the second stage
+        through the RPN: the two meet only in the pyramid, where their gradients add.
+        """
+        one = self.dtype(1)  # d(sum of the losses) / d(each loss)
+        count = len(self.box_features.strides)
+        from_rois = [0] * count
+        for name in LOSSES if self.has_masks else LOSSES[:-1]:
+            record_grad(trace, f"losses.{name}", one)
+        if self.has_masks:
+            dmask_logits = mask_head.mask_loss_backward(one, cache.mask_loss)
+            from_rois = self._mask_branch_backward(dmask_logits, cache.mask, trace)
+        dclass_logits, dbox_deltas = box_head.box_losses_backward(one, one, cache.box_loss)
+        dbox = self._box_branch_backward(dclass_logits, dbox_deltas, cache.box, trace)
+        from_rois = [m + b for m, b in zip(from_rois, dbox)]
+
+        dlogits, ddeltas = rpn.rpn_losses_backward(one, one, cache.rpn_loss)
+        backbone_cache, rpn_cache = cache.first_stage
+        dpyramid = self.rpn.backward(dlogits, ddeltas, rpn_cache, trace)
+        # each of P2 .. P5 fed the RPN and the RoI heads: fan-out, so the gradients add. P6 fed the RPN alone.
+        dpyramid = [a + b for a, b in zip(dpyramid, from_rois)] + dpyramid[count:]
+        self.backbone.backward(dpyramid, backbone_cache, trace)
+
+    # ------------------------------------------------------------------------------------------------------- stages
+
+    def _first_stage(self, images, train, trace):
+        batch = transform.make_batch(images, self.min_size, self.max_size, self.image_mean, self.image_std,
+                                     dtype=self.dtype)
+        record(trace, "transform.batch", batch.tensor)
+        pyramid, backbone_cache = self.backbone.forward(batch.tensor, train, trace)
+        logits, deltas, rpn_cache = self.rpn.forward(pyramid, train, trace)
+        anchors = self.anchor_generator(batch.tensor.shape[2:], [p.shape[2:] for p in pyramid])
+        record(trace, "rpn.anchors", np.concatenate(anchors))
+        return batch, pyramid, anchors, logits, deltas, (backbone_cache, rpn_cache)
+
+    def _levels(self, boxes):
+        return assign_levels(boxes, len(self.box_features.strides), self.canonical_size)
+
+    def _decide(self, logits, deltas, anchors, batch, image_targets, rng, trace):
+        """Everything discrete, from the RPN's outputs and the targets. No gradient flows through it."""
+        all_anchors = np.concatenate(anchors)
+        per_image = []
+        for i, target in enumerate(image_targets):
+            anchor_sample = targets.anchor_targets(
+                all_anchors, target["boxes"], rng, self.rpn_fg_iou_thresh, self.rpn_bg_iou_thresh,
+                self.rpn_batch_size_per_image, self.rpn_positive_fraction)
+            proposals, _, anchor = rpn.filter_proposals(
+                logits[i], deltas[i], anchors, batch.sizes[i], self.rpn_pre_nms_top_n_train,
+                self.rpn_post_nms_top_n_train, self.rpn_nms_thresh, trace=trace)
+            chosen, labels, matched = targets.roi_targets(
+                proposals, target["boxes"], target["labels"], rng, self.box_fg_iou_thresh, self.box_bg_iou_thresh,
+                self.box_batch_size_per_image, self.box_positive_fraction)
+            rois = np.concatenate([proposals, target["boxes"]])[chosen]
+            anchor = np.concatenate([anchor, np.full(len(target["boxes"]), -1)])[chosen]
+            per_image.append((*anchor_sample, rois, anchor, labels, matched, self._levels(rois)))
+        return Decisions(*(list(field) for field in zip(*per_image)))
+
+    def _box_branch(self, pyramid, boxes, levels, train, trace):
+        x, roi_cache = self.box_features.forward(pyramid[:len(self.box_features.strides)], as_rois(boxes),
+                                                 np.concatenate(levels), train)
+        record(trace, "roi_heads.levels", [l + 2 for l in levels])
+        record(trace, "roi_heads.box_features", x)
+        h, head_cache = self.roi_heads.box_head.forward(x, train)
+        record(trace, "roi_heads.box_hidden", h)
+        logits, deltas, predictor_cache = self.roi_heads.box_predictor.forward(h, train)
+        record(trace, "roi_heads.class_logits", logits)
+        record(trace, "roi_heads.box_deltas", deltas)
+        return logits, deltas, (roi_cache, head_cache, predictor_cache)
+
+    def _box_branch_backward(self, dlogits, ddeltas, cache, trace):
+        roi_cache, head_cache, predictor_cache = cache
+        record_grad(trace, "roi_heads.class_logits", dlogits)
+        record_grad(trace, "roi_heads.box_deltas", ddeltas)
+        dh = self.roi_heads.box_predictor.backward(dlogits, ddeltas, predictor_cache)
+        record_grad(trace, "roi_heads.box_hidden", dh)
+        dx = self.roi_heads.box_head.backward(dh, head_cache)
+        record_grad(trace, "roi_heads.box_features", dx)
+        return self.box_features.backward(dx, roi_cache)
+
+    def _mask_branch(self, pyramid, boxes, levels, train, trace):
+        x, roi_cache = self.mask_features.forward(pyramid[:len(self.mask_features.strides)], as_rois(boxes),
+                                                  np.concatenate(levels), train)
+        record(trace, "roi_heads.mask_features", x)
+        h, head_cache = self.roi_heads.mask_head.forward(x, train)
+        record(trace, "roi_heads.mask_hidden", h)
+        logits, predictor_cache = self.roi_heads.mask_predictor.forward(h, train)
+        record(trace, "roi_heads.mask_logits", logits)
+        return logits, (roi_cache, head_cache, predictor_cache)
+
+    def _mask_branch_backward(self, dlogits, cache, trace):
+        roi_cache, head_cache, predictor_cache = cache
+        record_grad(trace, "roi_heads.mask_logits", dlogits)
+        dh = self.roi_heads.mask_predictor.backward(dlogits, predictor_cache)
+        record_grad(trace, "roi_heads.mask_hidden", dh)
+        dx = self.roi_heads.mask_head.backward(dh, head_cache)
+        record_grad(trace, "roi_heads.mask_features", dx)
+        return self.mask_features.backward(dx, roi_cache)
+
+
+class LossCache(NamedTuple):
+    """What `losses` hands to `backward`."""
+
+    decisions: Decisions
+    pyramid: list
+    first_stage: tuple
+    rpn_loss: tuple
+    box: tuple
+    box_loss: tuple
+    mask: tuple
+    mask_loss: tuple
+
+
+LOSSES = ("loss_objectness", "loss_rpn_box_reg", "loss_classifier", "loss_box_reg", "loss_mask")

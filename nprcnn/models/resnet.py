@@ -1,0 +1,183 @@
+"""ResNet (He et al. 2015, arXiv 1512.03385), version 1.5: a bottleneck's stride is in its 3x3 convolution.
+
+    image -> stem (7x7 / 2, max-pool / 2) -> layer1 (C2, 1/4) -> layer2 (C3, 1/8) -> layer3 (C4, 1/16) -> layer4 (C5, 1/32)
+
+Attribute names are torchvision's, so that its state dicts fit.
+"""
+
+import numpy as np
+
+from .. import backend
+from ..layers import NORMS, Conv2d, Layer, conv_norm_relu, conv_norm_relu_backward
+from ..ops.pool import max_pool2d_backward, max_pool2d_forward
+from ..trace import record, record_grad
+
+
+class BasicBlock(Layer):
+    """Two 3x3 convolutions and a shortcut: y = relu(f(x) + x). ResNet-18 and -34 (figure 5, left, of the paper)."""
+
+    expansion = 1
+
+    def __init__(self, rng, in_channels, width, stride, norm):
+        self.conv1 = Conv2d(rng, in_channels, width, 3, stride, padding=1, bias=False)
+        self.bn1 = norm(width)
+        self.conv2 = Conv2d(rng, width, width, 3, padding=1, bias=False)
+        self.bn2 = norm(width)
+        self.downsample = _downsample(rng, in_channels, width, stride, norm)
+
+    def forward(self, x, train):
+        h, cache1 = conv_norm_relu(self.conv1, self.bn1, x, train)
+        shortcut, cache_down = _shortcut(self.downsample, x, train)
+        y, cache2 = conv_norm_relu(self.conv2, self.bn2, h, train, residual=shortcut)
+        return y, (cache1, cache2, cache_down) if train else None
+
+    def backward(self, dy, cache):
+        cache1, cache2, cache_down = cache
+        # forward: y = relu(bn2(conv2(h)) + shortcut)
+        dh, dshortcut = conv_norm_relu_backward(self.conv2, self.bn2, dy, cache2)
+        # forward: h = relu(bn1(conv1(x)));  x also feeds the shortcut: fan-out, so the two gradients add
+        dx, _ = conv_norm_relu_backward(self.conv1, self.bn1, dh, cache1)
+        return dx + _shortcut_backward(self.downsample, dshortcut, cache_down)
+
+
+class Bottleneck(Layer):
+    """1x1 down, 3x3, 1x1 up to 4 times the width, and a shortcut. ResNet-50 and deeper (figure 5, right)."""
+
+    expansion = 4
+
+    def __init__(self, rng, in_channels, width, stride, norm):
+        self.conv1 = Conv2d(rng, in_channels, width, 1, bias=False)
+        self.bn1 = norm(width)
+        self.conv2 = Conv2d(rng, width, width, 3, stride, padding=1, bias=False)
+        self.bn2 = norm(width)
+        self.conv3 = Conv2d(rng, width, 4 * width, 1, bias=False)
+        self.bn3 = norm(4 * width)
+        self.downsample = _downsample(rng, in_channels, 4 * width, stride, norm)
+
+    def forward(self, x, train):
+        h1, cache1 = conv_norm_relu(self.conv1, self.bn1, x, train)
+        h2, cache2 = conv_norm_relu(self.conv2, self.bn2, h1, train)
+        shortcut, cache_down = _shortcut(self.downsample, x, train)
+        y, cache3 = conv_norm_relu(self.conv3, self.bn3, h2, train, residual=shortcut)
+        return y, (cache1, cache2, cache3, cache_down) if train else None
+
+    def backward(self, dy, cache):
+        cache1, cache2, cache3, cache_down = cache
+        # forward: y = relu(bn3(conv3(h2)) + shortcut)
+        dh2, dshortcut = conv_norm_relu_backward(self.conv3, self.bn3, dy, cache3)
+        # forward: h2 = relu(bn2(conv2(h1)))
+        dh1, _ = conv_norm_relu_backward(self.conv2, self.bn2, dh2, cache2)
+        # forward: h1 = relu(bn1(conv1(x)));  x also feeds the shortcut: the two gradients add
+        dx, _ = conv_norm_relu_backward(self.conv1, self.bn1, dh1, cache1)
+        return dx + _shortcut_backward(self.downsample, dshortcut, cache_down)
+
+
+def _downsample(rng, in_channels, out_channels, stride, norm):
+    """The shortcut's 1x1 convolution, where the shape changes; None where x itself can be added."""
+    if stride == 1 and in_channels == out_channels:
+        return None
+    return [Conv2d(rng, in_channels, out_channels, 1, stride, bias=False), norm(out_channels)]
+
+
+def _shortcut(downsample, x, train):
+    if downsample is None:
+        return x, None
+    return conv_norm_relu(*downsample, x, train, relu_after=False)
+
+
+def _shortcut_backward(downsample, dy, cache):
+    if downsample is None:
+        return dy
+    return conv_norm_relu_backward(*downsample, dy, cache)[0]
+
+
+DEPTHS = {
+    18: (BasicBlock, (2, 2, 2, 2)),
+    34: (BasicBlock, (3, 4, 6, 3)),
+    50: (Bottleneck, (3, 4, 6, 3)),
+    101: (Bottleneck, (3, 4, 23, 3)),
+    152: (Bottleneck, (3, 8, 36, 3)),
+}
+
+STAGES = ("stem", "layer1", "layer2", "layer3", "layer4")
+
+
+class ResNet(Layer):
+    """The backbone's body.
+
+    Parameters
+    ----------
+    rng : numpy.random.Generator
+        Draws the initial values.
+    block : BasicBlock or Bottleneck
+    blocks : four ints
+        Blocks in layer1 .. layer4 (see DEPTHS for those of the paper).
+    width : int
+        Channels of the stem and width of layer1; each later stage doubles it. 64 in the paper.
+    norm : "batch" or "frozen"
+    trainable_stages : int
+        How many of the five STAGES train, counted from the top (torchvision's trainable_backbone_layers). Below
+        them the backward pass stops.
+    """
+
+    def __init__(self, rng, block, blocks, width=64, norm="frozen", trainable_stages=5):
+        norm = NORMS[norm]
+        self.conv1 = Conv2d(rng, 3, width, 7, stride=2, padding=3, bias=False)
+        self.bn1 = norm(width)
+        channels = width
+        for i, count in enumerate(blocks):
+            stage_width = width * 2 ** i
+            stage = []
+            for j in range(count):
+                stage.append(block(rng, channels, stage_width, 2 if i > 0 and j == 0 else 1, norm))
+                channels = stage_width * block.expansion
+            setattr(self, f"layer{i + 1}", stage)
+        self.out_channels = [width * 2 ** i * block.expansion for i in range(4)]
+        self.freeze(5 - trainable_stages)
+
+    def freeze(self, stages):
+        """Let the lowest `stages` of STAGES be constants: no gradient is computed for them."""
+        self.frozen_stages = stages
+        frozen = ("conv1.", "bn1.") + STAGES[1:]
+        for name, parameter in self.named_parameters():
+            parameter.trainable = not name.startswith(frozen[:stages + 1] if stages else ())
+
+    def forward(self, x, train, trace=None):
+        """x (N, 3, H, W) -> [C2, C3, C4, C5], cache."""
+        x, stem_cache = conv_norm_relu(self.conv1, self.bn1, x, train)
+        record(trace, "backbone.stem", x)
+        x, pool_cache = max_pool2d_forward(x, 3, 2, 1, kernels=backend.active())
+        features, caches = [], [(stem_cache, pool_cache)]
+        for name in STAGES[1:]:
+            stage_caches = []
+            for block in getattr(self, name):
+                x, cache = block.forward(x, train)
+                stage_caches.append(cache)
+            caches.append(stage_caches)
+            features.append(x)
+            record(trace, f"backbone.{name}", x)
+        return features, caches if train else None
+
+    def backward(self, dfeatures, caches, trace=None):
+        """dfeatures: the gradients of C2 .. C5 that come from the pyramid. Returns nothing: the image needs no gradient."""
+        dx = np.zeros_like(dfeatures[-1])
+        for i in (4, 3, 2, 1):
+            if self.frozen_stages > i:
+                return
+            # C_i feeds the pyramid and the next stage: fan-out, so the gradients add
+            dx = dx + dfeatures[i - 1]
+            record_grad(trace, f"backbone.{STAGES[i]}", dx)
+            for block, cache in zip(reversed(getattr(self, STAGES[i])), reversed(caches[i])):
+                dx = block.backward(dx, cache)
+        if self.frozen_stages > 0:
+            return
+        stem_cache, pool_cache = caches[0]
+        dx = max_pool2d_backward(dx, pool_cache, kernels=backend.active())
+        record_grad(trace, "backbone.stem", dx)
+        conv_norm_relu_backward(self.conv1, self.bn1, dx, stem_cache, needs_dx=False)
+
+
+def resnet(rng, depth, norm="frozen", trainable_stages=5):
+    """A ResNet of the paper: depth 18, 34, 50, 101 or 152."""
+    block, blocks = DEPTHS[depth]
+    return ResNet(rng, block, blocks, norm=norm, trainable_stages=trainable_stages)

@@ -1,0 +1,172 @@
+"""Region proposal network (Faster R-CNN, arXiv 1506.01497, section 3.1): which anchors hold an object, and where exactly.
+
+One small head runs on every pyramid level with the same weights:
+
+    P_i -3x3-> ReLU -1x1-> objectness, one logit an anchor
+                    -1x1-> deltas, four an anchor
+"""
+
+import numpy as np
+
+from .. import backend
+from ..layers import Conv2d, Layer, conv_norm_relu, conv_norm_relu_backward, normal_001
+from ..ops.activation import sigmoid
+from ..ops.boxes import clip_boxes, decode_boxes, encode_boxes, remove_small_boxes
+from ..ops.losses import (bce_with_logits_backward, bce_with_logits_forward, smooth_l1_backward,
+                          smooth_l1_forward)
+from ..ops.nms import batched_nms
+from ..trace import record, record_grad
+from .fpn import LEVELS
+
+SMOOTH_L1_BETA = 1 / 9
+
+
+class RPNHead(Layer):
+    """channels: of the pyramid; anchors: in a cell."""
+
+    def __init__(self, rng, channels, anchors):
+        self.conv = [[Conv2d(rng, channels, channels, 3, padding=1, init=normal_001)]]
+        self.cls_logits = Conv2d(rng, channels, anchors, 1, init=normal_001)
+        self.bbox_pred = Conv2d(rng, channels, anchors * 4, 1, init=normal_001)
+
+    def forward(self, x, train):
+        """One level: (N, C, H, W) -> logits (N, A, H, W), deltas (N, 4A, H, W), cache."""
+        conv_caches = []
+        for block in self.conv:
+            x, cache = conv_norm_relu(block[0], None, x, train)
+            conv_caches.append(cache)
+        logits, logits_cache = self.cls_logits.forward(x, train)
+        deltas, deltas_cache = self.bbox_pred.forward(x, train)
+        return logits, deltas, (conv_caches, logits_cache, deltas_cache) if train else None
+
+    def backward(self, dlogits, ddeltas, cache):
+        conv_caches, logits_cache, deltas_cache = cache
+        # forward: logits = conv1x1(h), deltas = conv1x1(h)      h feeds both: the gradients add
+        dx = self.cls_logits.backward(dlogits, logits_cache) + self.bbox_pred.backward(ddeltas, deltas_cache)
+        for block, conv_cache in zip(reversed(self.conv), reversed(conv_caches)):
+            dx, _ = conv_norm_relu_backward(block[0], None, dx, conv_cache)
+        return dx
+
+
+class RPN(Layer):
+    """The head on all levels, with anchors flattened into one long axis: level, then y, x, anchor."""
+
+    def __init__(self, head):
+        self.head = head
+
+    def forward(self, pyramid, train, trace=None):
+        """[P2 .. P6] -> logits (N, T), deltas (N, T, 4), cache. T: anchors of all levels."""
+        logits, deltas, caches, shapes = [], [], [], []
+        for level, x in zip(LEVELS, pyramid):
+            level_logits, level_deltas, cache = self.head.forward(x, train)
+            record(trace, f"rpn.logits.{level}", level_logits)
+            record(trace, f"rpn.deltas.{level}", level_deltas)
+            n, a, h, w = level_logits.shape
+            # channel = anchor (* 4 + coordinate), so both become (N, h, w, A, ...) and are then flattened
+            logits.append(level_logits.transpose(0, 2, 3, 1).reshape(n, h * w * a))
+            deltas.append(level_deltas.reshape(n, a, 4, h, w).transpose(0, 3, 4, 1, 2).reshape(n, h * w * a, 4))
+            caches.append(cache)
+            shapes.append((n, a, h, w))
+        logits, deltas = np.concatenate(logits, axis=1), np.concatenate(deltas, axis=1)
+        record(trace, "rpn.objectness", logits)
+        record(trace, "rpn.deltas", deltas)
+        return logits, deltas, (caches, shapes) if train else None
+
+    def backward(self, dlogits, ddeltas, cache, trace=None):
+        """Gradients of the flat outputs -> gradients of [P2 .. P6]."""
+        record_grad(trace, "rpn.objectness", dlogits)
+        record_grad(trace, "rpn.deltas", ddeltas)
+        dpyramid, start = [], 0
+        for level, level_cache, (n, a, h, w) in zip(LEVELS, *cache):
+            # forward: concatenate, reshape, transpose      backward: split, and the same steps in reverse
+            stop = start + h * w * a
+            dl = np.ascontiguousarray(dlogits[:, start:stop].reshape(n, h, w, a).transpose(0, 3, 1, 2))
+            dd = ddeltas[:, start:stop].reshape(n, h, w, a, 4).transpose(0, 3, 4, 1, 2).reshape(n, a * 4, h, w)
+            record_grad(trace, f"rpn.logits.{level}", dl)
+            record_grad(trace, f"rpn.deltas.{level}", dd)
+            dpyramid.append(self.head.backward(dl, dd, level_cache))
+            start = stop
+        return dpyramid
+
+
+def filter_proposals(logits, deltas, anchors, image_size, pre_nms_top_n, post_nms_top_n, nms_thresh, min_size=1e-3,
+                     trace=None):
+    """From one image's RPN outputs to its proposals. No gradient: to the second stage they are constants.
+
+    Parameters
+    ----------
+    logits, deltas : (T,), (T, 4) arrays
+    anchors : list of (T_l, 4) arrays, one a level
+    image_size : (h, w)
+        Of the resized image without its padding.
+    pre_nms_top_n, post_nms_top_n : int
+        Kept a level before, and an image after, non-maximum suppression.
+    nms_thresh : float
+    min_size : float
+        Proposals with a shorter side are dropped.
+
+    Returns
+    -------
+    boxes (P, 4), scores (P,) and anchor (P,): the index of the anchor behind each proposal; best score first.
+    """
+    starts = np.cumsum([0] + [len(a) for a in anchors])
+    chosen, level_of = [], []
+    for level, (start, stop) in enumerate(zip(starts, starts[1:])):
+        top = np.argsort(-logits[start:stop], kind="stable")[:pre_nms_top_n] + start
+        chosen.append(top)
+        level_of.append(np.full(len(top), level))
+    chosen, level_of = np.concatenate(chosen), np.concatenate(level_of)
+
+    all_anchors = np.concatenate(anchors).astype(deltas.dtype)
+    boxes = clip_boxes(decode_boxes(deltas[chosen], all_anchors[chosen]), image_size)
+    scores = sigmoid(logits[chosen])
+    if trace is not None:
+        trace.values.setdefault("rpn.proposals_before_nms", []).append(boxes)
+    large = remove_small_boxes(boxes, min_size)
+    # NMS within a level: an anchor of another size is another question
+    keep = large[batched_nms(boxes[large], scores[large], level_of[large], nms_thresh, kernels=backend.active())]
+    keep = keep[:post_nms_top_n]
+    return boxes[keep], scores[keep], chosen[keep]
+
+
+def rpn_losses(logits, deltas, anchors, target_boxes, positive, negative, matched):
+    """Objectness and box loss of the sampled anchors of the whole batch.
+
+    Parameters
+    ----------
+    logits, deltas : (N, T), (N, T, 4)
+    anchors : (T, 4)
+    target_boxes : list of (G, 4), one an image
+    positive, negative, matched : lists, one an image
+        Sampled anchors, and the positives' targets (see targets.anchor_targets).
+
+    Returns
+    -------
+    objectness loss : mean binary cross-entropy over all sampled anchors
+    box loss : sum of smooth L1 over the positives / number of sampled anchors
+    cache
+    """
+    image = np.concatenate([np.full(len(p) + len(n), i) for i, (p, n) in enumerate(zip(positive, negative))])
+    anchor = np.concatenate([np.concatenate([p, n]) for p, n in zip(positive, negative)])
+    is_object = np.concatenate([np.arange(len(p) + len(n)) < len(p) for p, n in zip(positive, negative)])
+    sampled = (image, anchor)
+    objectness_loss, objectness_cache = bce_with_logits_forward(logits[sampled], is_object.astype(logits.dtype))
+
+    positives = (image[is_object], anchor[is_object])
+    box_targets = np.concatenate([
+        encode_boxes(boxes[m].astype(deltas.dtype), anchors[p].astype(deltas.dtype))
+        for boxes, m, p in zip(target_boxes, matched, positive)])
+    box_loss, box_cache = smooth_l1_forward(deltas[positives], box_targets, SMOOTH_L1_BETA, max(len(anchor), 1))
+    return objectness_loss, box_loss, (logits.shape, sampled, positives, objectness_cache, box_cache)
+
+
+def rpn_losses_backward(dobjectness_loss, dbox_loss, cache):
+    """Gradients of the logits (N, T) and the deltas (N, T, 4): zero wherever no anchor was sampled."""
+    shape, sampled, positives, objectness_cache, box_cache = cache
+    dsampled = bce_with_logits_backward(dobjectness_loss, objectness_cache)
+    dlogits = np.zeros(shape, dsampled.dtype)
+    # forward: logits[sampled], every index once      gather -> scatter
+    dlogits[sampled] = dsampled
+    ddeltas = np.zeros(shape + (4,), dsampled.dtype)
+    ddeltas[positives] = smooth_l1_backward(dbox_loss, box_cache)
+    return dlogits, ddeltas

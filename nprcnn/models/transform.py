@@ -1,0 +1,85 @@
+"""From images of any size to one padded batch, and boxes back again (torchvision's GeneralizedRCNNTransform)."""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+from .. import backend
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+class Batch(NamedTuple):
+    """tensor (N, 3, H, W): normalised, resized, padded with zeros. sizes, original_sizes: [(h, w)] an image, unpadded."""
+
+    tensor: np.ndarray
+    sizes: list
+    original_sizes: list
+
+
+def resized_size(height, width, min_size, max_size):
+    """The size after resizing: the short side becomes min_size, unless the long one would exceed max_size.
+
+    floor(), as torchvision rounds: a short side can come out as 799 for min_size 800.
+    """
+    scale = min(min_size / min(height, width), max_size / max(height, width))
+    return max(1, math.floor(height * scale)), max(1, math.floor(width * scale))
+
+
+def make_batch(images, min_size, max_size, mean=IMAGENET_MEAN, std=IMAGENET_STD, size_divisible=32, dtype=np.float32):
+    """Normalise, resize and pad.
+
+    Parameters
+    ----------
+    images : list of (H, W, 3) arrays
+        uint8 (0..255) or float (0..1), RGB.
+    min_size, max_size : int
+        Pixels, see resized_size.
+    mean, std : three floats
+        Of the channels, in 0..1.
+    size_divisible : int
+        The batch's sides are multiples of it, so that every pyramid level has whole cells.
+
+    Returns
+    -------
+    Batch
+    """
+    mean, std = (np.asarray(v, dtype)[:, None, None] for v in (mean, std))
+    resized, original_sizes = [], []
+    for image in images:
+        x = image.transpose(2, 0, 1).astype(dtype)
+        if image.dtype == np.uint8:
+            x = x / dtype(255)
+        x = (x - mean) / std
+        size = resized_size(*image.shape[:2], min_size, max_size)
+        if size != image.shape[:2]:
+            x = backend.active().resize_bilinear(x[None], size)[0]
+        resized.append(x)
+        original_sizes.append(image.shape[:2])
+    sizes = [x.shape[1:] for x in resized]
+    height, width = (math.ceil(max(side) / size_divisible) * size_divisible for side in zip(*sizes))
+    tensor = np.zeros((len(images), 3, height, width), dtype)
+    for i, x in enumerate(resized):
+        tensor[i, :, :x.shape[1], :x.shape[2]] = x
+    return Batch(tensor, sizes, original_sizes)
+
+
+def resize_boxes(boxes, from_size, to_size):
+    """Scale boxes (n, 4) by the actual ratio of each axis (which rounding makes differ slightly)."""
+    ratio_h = np.float32(to_size[0]) / np.float32(from_size[0])
+    ratio_w = np.float32(to_size[1]) / np.float32(from_size[1])
+    return boxes * np.array([ratio_w, ratio_h, ratio_w, ratio_h], boxes.dtype)
+
+
+def resize_target(target, from_size, to_size, dtype=np.float32):
+    """The target of the resized image: boxes scaled, masks (if any) resized to the nearest pixel."""
+    resized = {"boxes": resize_boxes(np.asarray(target["boxes"], dtype).reshape(-1, 4), from_size, to_size),
+               "labels": np.asarray(target["labels"], np.int64)}
+    if "masks" in target:
+        masks = np.asarray(target["masks"], np.uint8).reshape(-1, *from_size)
+        if from_size != to_size:
+            masks = backend.active().resize_nearest(masks[:, None], to_size)[:, 0]
+        resized["masks"] = masks
+    return resized

@@ -1,0 +1,78 @@
+"""Non-maximum suppression: of boxes that overlap too much, only the one with the highest score stays. No gradient."""
+
+import numpy as np
+
+from nprcnn.ops.boxes import box_iou
+
+# Boxes whose overlaps with all remaining boxes are computed at once. A larger block makes fewer NumPy calls but computes the overlaps
+# of more boxes that are suppressed within the block; the whole (n, n) matrix of the paper's 12000 proposals would not fit in memory.
+BLOCK = 128
+
+
+def nms(boxes, scores, iou_threshold):
+    """Indices of the boxes that survive greedy suppression.
+
+    Walk through the boxes by descending score; keep a box unless its IoU with one already kept is above the threshold.
+
+    Parameters
+    ----------
+    boxes : (N, 4) array, pixels
+    scores : (N,) array
+    iou_threshold : float; an IoU of exactly the threshold does not suppress
+
+    Returns
+    -------
+    (K,) int64 array of indices by descending score; equal scores keep the input's order (torchvision's convention).
+
+    Notes
+    -----
+    By blocks of `BLOCK` boxes: one IoU matrix (block, remaining boxes), then a sweep of one `|=` for each kept box, then what is suppressed
+    leaves. So the Python loop runs over kept boxes only, and the memory is BLOCK x N.
+    """
+    if boxes.ndim != 2 or boxes.shape[1] != 4 or scores.shape != boxes.shape[:1]:
+        raise ValueError(f"nms needs boxes (N, 4) and scores (N,), got {boxes.shape} and {scores.shape}")
+    # Compared in double precision, as torchvision's CPU kernel does: 0.3 rounded to float32 is larger than 0.3.
+    threshold = np.float64(iou_threshold)
+    remaining = np.argsort(-scores, kind="stable")
+    kept = []
+    while len(remaining):
+        block = remaining[:BLOCK]
+        overlaps = box_iou(boxes[block], boxes[remaining]) > threshold
+        suppressed = np.zeros(len(remaining), dtype=bool)
+        for i in range(len(block)):
+            if not suppressed[i]:
+                kept.append(block[i])
+                suppressed |= overlaps[i]
+        remaining = remaining[BLOCK:][~suppressed[BLOCK:]]
+    return np.array(kept, dtype=np.int64)
+
+
+def batched_nms(boxes, scores, groups, iou_threshold, kernels=None):
+    """NMS inside each group: boxes of different classes (or pyramid levels) never suppress each other.
+
+    Parameters
+    ----------
+    boxes : (N, 4) array, pixels
+    scores : (N,) array
+    groups : (N,) integer array, the class or level of each box
+    iou_threshold : float
+    kernels : KernelSet whose `nms` does the work; None: the function above
+
+    Returns
+    -------
+    (K,) int64 array of indices by descending score over all groups; equal scores keep the input's order.
+
+    Notes
+    -----
+    One NMS a group. torchvision shifts each group by an offset larger than any coordinate and runs a single NMS, which is faster
+    on a GPU but rounds the shifted float32 coordinates.
+    """
+    if groups.shape != scores.shape:
+        raise ValueError(f"batched_nms needs one group a box, got groups {groups.shape} for scores {scores.shape}")
+    suppress = nms if kernels is None else kernels.nms
+    is_kept = np.zeros(len(scores), dtype=bool)
+    for group in np.unique(groups):
+        members = np.flatnonzero(groups == group)
+        is_kept[members[suppress(boxes[members], scores[members], iou_threshold)]] = True
+    kept = np.flatnonzero(is_kept)
+    return kept[np.argsort(-scores[kept], kind="stable")]

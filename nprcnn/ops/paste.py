@@ -1,0 +1,73 @@
+"""Pasting: an object's small mask, stretched over its box, in the place of the image. No gradient."""
+
+import numpy as np
+
+PADDING = 1
+
+
+def _stretch(out_length, first, stop, in_length, dtype):
+    """Rows first..stop-1 of the (out_length, in_length) matrix of bilinear resizing, corners not aligned."""
+    scale = np.array(in_length, dtype=dtype) / np.array(out_length, dtype=dtype)
+    source = np.maximum(scale * (np.arange(first, stop).astype(dtype) + 0.5) - 0.5, 0)
+    low = np.minimum(np.floor(source).astype(np.intp), in_length - 1)
+    high = np.minimum(low + 1, in_length - 1)
+    fraction = source - low.astype(dtype)
+    rows = np.arange(stop - first)
+    weights = np.zeros((stop - first, in_length), dtype=dtype)
+    weights[rows, low] = 1 - fraction
+    weights[rows, high] += fraction
+    return weights
+
+
+def paste_masks(masks, boxes, size):
+    """Each mask resized to its box and pasted into an empty image.
+
+    The mask gets a border of one zero pixel and the box grows by the same proportion about its centre, so that a mask's edge can
+    fade to zero. The box is then cut to integers and the mask is stretched bilinearly over x1..x2 and y1..y2, the last pixel included.
+
+    Parameters
+    ----------
+    masks : (n, m, m) float array, probabilities
+    boxes : (n, 4) array, pixels of the image
+    size : (H, W) of the image
+
+    Returns
+    -------
+    (n, H, W) array of the masks' dtype: soft masks, which `>= .5` makes binary. What lies outside the image is cut off.
+
+    References
+    ----------
+    torchvision's paste_masks_in_image, and Detectron before it.
+    """
+    if masks.ndim != 3 or masks.shape[1] != masks.shape[2]:
+        raise ValueError(f"masks must have shape (n, m, m), got {masks.shape}")
+    if boxes.shape != (len(masks), 4):
+        raise ValueError(f"boxes must have shape ({len(masks)}, 4), one for each mask, got {boxes.shape}")
+    if masks.dtype.kind != "f" or boxes.dtype.kind != "f":
+        raise ValueError(f"masks and boxes must be floating point, got {masks.dtype} and {boxes.dtype}")
+    if not np.isfinite(boxes).all():
+        raise ValueError("boxes must be finite, got NaN or infinity")
+    height, width = int(size[0]), int(size[1])
+    m = masks.shape[1]
+    padded = np.pad(masks, ((0, 0), (PADDING, PADDING), (PADDING, PADDING)))
+
+    # The order of these operations decides, by rounding, which integer a corner becomes; it is torchvision's.
+    growth = (m + 2 * PADDING) / m
+    half_w = (boxes[:, 2] - boxes[:, 0]) * 0.5 * growth
+    half_h = (boxes[:, 3] - boxes[:, 1]) * 0.5 * growth
+    centre_x = (boxes[:, 2] + boxes[:, 0]) * 0.5
+    centre_y = (boxes[:, 3] + boxes[:, 1]) * 0.5
+    corners = np.stack((centre_x - half_w, centre_y - half_h, centre_x + half_w, centre_y + half_h), axis=1).astype(np.int64)
+
+    image_masks = np.zeros((len(masks), height, width), dtype=masks.dtype)
+    for mask, (x1, y1, x2, y2), image_mask in zip(padded, corners.tolist(), image_masks):
+        w, h = max(x2 - x1 + 1, 1), max(y2 - y1 + 1, 1)
+        left, right = max(x1, 0), min(x2 + 1, width)
+        top, bottom = max(y1, 0), min(y2 + 1, height)
+        if left >= right or top >= bottom:
+            continue
+        # Only the visible rows and columns of the stretched mask are computed, however large the box.
+        rows = _stretch(h, top - y1, bottom - y1, m + 2 * PADDING, masks.dtype)
+        cols = _stretch(w, left - x1, right - x1, m + 2 * PADDING, masks.dtype)
+        image_mask[top:bottom, left:right] = rows @ mask @ cols.T
+    return image_masks

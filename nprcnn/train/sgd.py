@@ -1,0 +1,39 @@
+"""Stochastic gradient descent with momentum, weight decay and gradient clipping."""
+
+import numpy as np
+
+
+class SGD:
+    """v = momentum * v + (grad + weight_decay * w);  w = w - lr * v        (PyTorch's form)
+
+    Parameters
+    ----------
+    parameters : list of Parameter
+    momentum, weight_decay : float
+    """
+
+    def __init__(self, parameters, momentum=0.9, weight_decay=1e-4):
+        self.parameters = [p for p in parameters if p.trainable]
+        self.momentum, self.weight_decay = momentum, weight_decay
+        self.velocity = [np.zeros_like(p.data) for p in self.parameters]
+
+    def step(self, lr):
+        """Change every parameter by its gradient; one without a gradient is left alone."""
+        for p, v in zip(self.parameters, self.velocity):
+            if p.grad is None:
+                continue
+            dtype = p.data.dtype.type
+            v *= dtype(self.momentum)
+            v += p.grad
+            v += dtype(self.weight_decay) * p.data
+            p.data = p.data - dtype(lr) * v
+
+
+def clip_gradients(parameters, max_norm):
+    """Scale all gradients by one factor so that their common norm is at most max_norm. Returns the norm before."""
+    grads = [p.grad for p in parameters if p.grad is not None]
+    norm = float(np.sqrt(sum(float(np.vdot(g, g)) for g in grads)))
+    if norm > max_norm:
+        for g in grads:
+            g *= g.dtype.type(max_norm / norm)
+    return norm
