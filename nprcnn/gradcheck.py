@@ -10,22 +10,23 @@ slope of L is known twice:
 One direction sees every element: v has no zeros, so an error anywhere in the gradient changes <grad, v>. And dy
 must be random: with dy = 1 (L = the sum of y) every error that sums to zero stays hidden.
 
-    check_gradients(relu_forward, relu_backward, (x,))        # raises GradientCheckError, or returns one row an argument
+    check_gradients(relu_forward, relu_backward, (x,))    # raises GradientCheckError, or returns a row an argument
 """
 import inspect
 from typing import NamedTuple
 
 import numpy as np
 
-CAUSES = """The usual causes: a sign; a factor of the forward that the backward has not (1 / N, a scale, a stride); a sum
-over the batch or a broadcast axis left out, or taken as a mean; a second path from the input to the output
-forgotten (fan-out: the gradients add up); overlapping windows that overwrite where they should add; an
-off-by-one at the border. A ratio that is a simple number (-1, 2, 1 / N) names the factor. Otherwise go down
-to one channel and few pixels."""
+CAUSES = """The usual causes: a sign; a factor of the forward that the backward has not (1 / N, a scale); a sum over
+the batch or a broadcast axis left out, or taken as a mean; a second path from the input to the output forgotten
+(fan-out: the gradients add up); overlapping windows that overwrite where they should add; an off-by-one at the
+border. A ratio that is a simple number (-1, 2, 1 / N) names the factor. Otherwise go down to one channel and few
+pixels."""
 
 
 class GradientError(NamedTuple):
     """One comparison: an argument and a direction."""
+    position: int       # of the argument among the inputs
     argument: str       # "argument 0 'x' (2, 3, 7, 5)"
     analytic: float     # <grad, v>, from the backward pass
     numeric: float      # the central difference, from the forward pass
@@ -74,7 +75,8 @@ def check_gradients(forward, backward, inputs, *, wrt=None, eps=1e-5, rtol=1e-6,
         if _is_float(x) and x.dtype != np.float64:
             raise TypeError(f"input {i} is {x.dtype}: gradients are checked in float64, x.astype(np.float64), "
                             "because the rounding of anything shorter drowns the differences that are compared")
-    rng = np.random.default_rng(seed)
+    # Not default_rng(seed): inputs drawn with the same seed would be dy itself, where batch norm's gradient vanishes.
+    rng = np.random.default_rng([seed, ord("v")])
     seen = _remember("the inputs", inputs)
     y, cache = forward(*inputs)[:2]
     _check_unchanged("forward", seen)
@@ -103,7 +105,7 @@ def check_gradients(forward, backward, inputs, *, wrt=None, eps=1e-5, rtol=1e-6,
             v = rng.standard_normal(x.shape)
             v /= np.linalg.norm(v) if x.size else 1.0
             numeric, kink = _central_difference(along, outputs, dy, eps)
-            rows.append(_compare(name, float(np.sum(gradient * v)), numeric, kink, rtol, atol))
+            rows.append(_compare(i, name, float(np.sum(gradient * v)), numeric, kink, rtol, atol))
     if any(row.problem for row in rows):
         raise GradientCheckError("\n\n".join(_explain(row, rtol, eps) for row in rows if row.problem), rows)
     return rows
@@ -112,7 +114,7 @@ def check_gradients(forward, backward, inputs, *, wrt=None, eps=1e-5, rtol=1e-6,
 def check_adjoint(linear, adjoint, x, dy, rtol=1e-12):
     """Check that `adjoint` is the transpose of the linear function `linear`: <dy, A x> = <A' dy, x>.
 
-    x and dy are arrays. There is no step, so only rounding is left: the tolerance is 1e-12 where differences allow 1e-6.
+    x and dy are arrays. Without a step only rounding is left: the tolerance is 1e-12 where differences allow 1e-6.
     Returns the relative error |left - right| / max(|left|, |right|); above rtol it raises GradientCheckError.
     """
     left, right = float(np.sum(dy * linear(x))), float(np.sum(adjoint(dy) * x))
@@ -142,7 +144,7 @@ def _central_difference(along, here, dy, eps):
     return slope, max(abs(slope - slope_half), abs(gap - 2 * gap_half))
 
 
-def _compare(name, analytic, numeric, kink, rtol, atol):
+def _compare(position, name, analytic, numeric, kink, rtol, atol):
     size, error = max(abs(analytic), abs(numeric)), abs(analytic - numeric)
     tolerance = max(rtol * size, atol)
     problem = ""
@@ -155,7 +157,7 @@ def _compare(name, analytic, numeric, kink, rtol, atol):
     elif 0 < size < 1000 * atol:
         problem = "too small"
     relative = error / max(size, atol / rtol) if error else 0.0
-    return GradientError(name, analytic, numeric, relative, problem)
+    return GradientError(position, name, analytic, numeric, relative, problem)
 
 
 def _explain(row, rtol, eps):

@@ -53,7 +53,7 @@ class Layer:
     def named_tensors(self, prefix=""):
         """Yield (name, Parameter or Buffer) in the order in which the attributes were made."""
         for name, value in vars(self).items():
-            yield from _named_tensors(value, prefix + name)
+            yield from named_tensors(value, prefix + name)
 
     def named_parameters(self):
         """Yield (name, Parameter)."""
@@ -81,6 +81,8 @@ class Layer:
             A name is missing or left over, or a shape differs; then nothing was changed.
         """
         own = dict(self.named_tensors())
+        # PyTorch's batch norm also counts its batches; the count has no use here, and FrozenBatchNorm has none
+        state = {name: array for name, array in state.items() if not name.endswith(".num_batches_tracked")}
         problems = [f"{name} is missing" for name in own if name not in state]
         problems += [f"{name} is not part of this model" for name in state if name not in own]
         problems += [f"{name} has shape {tuple(state[name].shape)}, the model wants {own[name].data.shape}"
@@ -100,14 +102,15 @@ class Layer:
         return self
 
 
-def _named_tensors(value, name):
+def named_tensors(value, name):
+    """Yield (name, Parameter or Buffer) of an attribute: a layer, a list of layers, a Parameter; of anything else nothing."""
     if isinstance(value, (Parameter, Buffer)):
         yield name, value
     elif isinstance(value, Layer):
         yield from value.named_tensors(name + ".")
     elif isinstance(value, (list, tuple)):
         for index, item in enumerate(value):
-            yield from _named_tensors(item, f"{name}.{index}")
+            yield from named_tensors(item, f"{name}.{index}")
 
 
 # Initial values. `shape` is (out, in, kh, kw) or (out, in).
@@ -179,6 +182,11 @@ class ConvTranspose2d(Layer):
         return dx
 
 
+def flatten(x):
+    """(R, ...) -> (R, F), what Linear takes. reshape(R, -1) cannot tell what F is when there are no rows."""
+    return x.reshape(len(x), int(np.prod(x.shape[1:])))
+
+
 class Linear(Layer):
     """Fully connected. weight (out, in), bias (out,). x (R, in) -> y (R, out)."""
 
@@ -245,6 +253,12 @@ class FrozenBatchNorm2d(Layer):
 
 
 NORMS = {"batch": BatchNorm2d, "frozen": FrozenBatchNorm2d}
+
+
+def conv_block(rng, in_channels, out_channels, kernel_size, norm=None, init=kaiming_normal_fan_out):
+    """[convolution, norm or None]: what conv_norm_relu takes. With a norm the convolution needs no bias of its own."""
+    return [Conv2d(rng, in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=norm is None, init=init),
+            NORMS[norm](out_channels) if norm else None]
 
 
 def conv_norm_relu(conv, norm, x, train, residual=None, relu_after=True):

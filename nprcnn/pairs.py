@@ -1,8 +1,9 @@
-"""Every forward/backward pair of nprcnn.ops with the inputs it is checked on: plain data, and `nprcnn gradcheck` runs it.
+"""Every forward/backward pair of nprcnn.ops with the inputs it is checked on: plain data, run by `nprcnn gradcheck`.
 
-The sizes are small, not square and odd on purpose: a swapped height and width, or a last row that no window reaches, shows
-only there. Each pair also has a case whose arrays are views with gaps of NaN between the numbers (what ignores the strides
-becomes NaN) and one with nothing in it. Inputs keep clear of kinks by construction: see `_away_from_zero`, `_distinct`.
+The sizes are small, not square and odd on purpose: a swapped height and width, or a last row that no window
+reaches, shows only there. Each pair also has a case whose arrays are views with gaps of NaN between the numbers
+(what ignores the strides becomes NaN), and one with nothing in it. Inputs keep clear of kinks by construction:
+see `_away_from_zero`, `_distinct`, `_apart`.
 
 A layer of your own joins in five lines:
 
@@ -40,7 +41,7 @@ class Case(NamedTuple):
 
 
 class Pair(NamedTuple):
-    """One operation. `linear`: positions of the arguments in which it is linear (or affine), for the adjoint test."""
+    """One operation. `linear`: positions of the arguments in which it is linear or affine, for the adjoint test."""
     name: str
     forward: Callable
     backward: Callable
@@ -56,7 +57,8 @@ class Row(NamedTuple):
     argument: str
     relative: float                # see gradcheck.GradientError
     adjoint: Optional[float]       # relative error of the adjoint test; None where the pair is not linear
-    problem: str                   # "" when all is well, else the checker's whole text
+    passed: bool
+    problem: str                   # what the checker says when it has not passed
 
 
 # ---- inputs ----
@@ -76,8 +78,8 @@ def _away_from_zero(shape):
 
 
 def _distinct(shape, shift=0.0):
-    """All numbers .1 apart, in random order, so that no maximum is a tie."""
-    return lambda rng: (0.1 * (rng.permutation(int(np.prod(shape))).reshape(shape) - 0.5 * np.prod(shape)) + shift,)
+    """All numbers .01 apart, in random order about `shift`, so that no maximum is a tie."""
+    return lambda rng: (0.01 * (rng.permutation(int(np.prod(shape))).reshape(shape) - 0.5 * np.prod(shape)) + shift,)
 
 
 def _norm(shape):
@@ -103,12 +105,11 @@ def _with_soft_targets(shape, factor=2.0):
 
 
 def _apart(shape, beta):
-    """Prediction and target with a difference of both signs, half of them clearly below beta and half clearly above."""
+    """Prediction and target, with differences of both signs, half of them below .8 beta and half above 1.2 beta."""
     def make(rng):
-        target = rng.standard_normal(shape)
-        size = np.where(rng.random(shape) < 0.5, rng.uniform(0.1, 0.8, shape) * beta,
-                        rng.uniform(1.2, 4.0, shape) * beta) if beta else rng.uniform(0.1, 2.0, shape)
-        return target + rng.choice([-1.0, 1.0], shape) * size, target
+        target, sign = rng.standard_normal(shape), rng.choice([-1.0, 1.0], shape)
+        below, above = rng.uniform(0.1, 0.8, shape), rng.uniform(1.2, 4.0, shape)
+        return target + sign * np.where(rng.random(shape) < 0.5, below, above) * (beta or 1.0), target
     return make
 
 
@@ -123,33 +124,46 @@ def _with_gaps(array):
 
 # ---- the pairs ----
 
-# On a map of 9 x 11 at stride 8 (72 x 88 pixels): two that overlap, one over the corner, one over the far border, one of
-# less than a pixel, one wholly outside, one of another image. Image 1 has no RoI in _ONE_IMAGE.
-_ROIS = ((0, 6.3, 9.1, 49.7, 58.2), (0, 20.4, 3.3, 61.9, 44.8), (1, -11.7, -9.2, 30.6, 25.3), (1, 51.2, 40.7, 97.9, 83.1),
-         (0, 33.3, 21.7, 36.1, 24.9), (1, 150.0, 150.0, 180.0, 170.0), (0, 0.0, 0.0, 88.0, 72.0))
+# On a map of 9 x 11 at stride 8 (72 x 88 pixels): two that overlap, one over the first corner, one over the last, one
+# smaller than a feature pixel, one wholly outside, and the whole map. Image 1 has no RoI in _ONE_IMAGE.
+_ROIS = ((0, 6.3, 9.1, 49.7, 58.2), (0, 20.4, 3.3, 61.9, 44.8), (1, -11.7, -9.2, 30.6, 25.3),
+         (1, 51.2, 40.7, 97.9, 83.1), (0, 33.3, 21.7, 36.1, 24.9), (1, 150.0, 150.0, 180.0, 170.0),
+         (0, 0.0, 0.0, 88.0, 72.0))
 _ONE_IMAGE = ((0, 6.3, 9.1, 49.7, 58.2), (0, 20.4, 3.3, 61.9, 44.8))
 _MAP = (2, 3, 9, 11)
+
+
+def _roi_case(name, features, rois, output_size, strided=False, **options):
+    options = dict(spatial_scale=1 / 8, output_size=output_size, **options)
+    return Case(name, _with_rois(features, *rois), options, strided)
+
 
 PAIRS = [
     Pair("conv2d", conv2d_forward, conv2d_backward, [
         Case("3x3, stride 2, padding 1", _normal((2, 3, 7, 10), (4, 3, 3, 3), (4,)), dict(stride=2, padding=1)),
-        Case("5x2, stride (2, 1), padding (2, 0)", _normal((2, 3, 9, 6), (4, 3, 5, 2), (4,)), dict(stride=(2, 1), padding=(2, 0))),
+        Case("5x2, stride (2, 1), padding (2, 0)", _normal((2, 3, 9, 6), (4, 3, 5, 2), (4,)),
+             dict(stride=(2, 1), padding=(2, 0))),
         Case("dilation 2, no bias", _normal((2, 2, 9, 7), (3, 2, 3, 3), None), dict(padding=2, dilation=2)),
+        Case("3x2, stride 1, padding (0, 1)", _normal((2, 3, 5, 6), (4, 3, 3, 2), (4,)), dict(padding=(0, 1))),
         Case("2 groups", _normal((2, 4, 5, 7), (6, 2, 3, 3), (6,)), dict(padding=1, groups=2)),
         Case("depthwise, stride 2", _normal((2, 3, 5, 8), (3, 1, 3, 3), (3,)), dict(stride=2, padding=1, groups=3)),
         Case("1x1", _normal((2, 3, 5, 4), (5, 3, 1, 1), (5,))),
         Case("1x1, stride 2", _normal((2, 3, 6, 7), (5, 3, 1, 1), None), dict(stride=2)),
         Case("stride 3, rows left over", _normal((2, 2, 8, 10), (3, 2, 3, 2), (3,)), dict(stride=3)),
-        Case("windows wholly in the padding", _normal((2, 2, 3, 4), (3, 2, 3, 3), (3,)), dict(padding=4, stride=2)),
+        Case("windows wholly in the padding", _normal((2, 2, 3, 4), (3, 2, 3, 3), (3,)), dict(padding=4)),
         Case("large: one image a block", _normal((2, 8, 50, 41), (3, 8, 3, 3), (3,)), dict(padding=1)),
         Case("large: some rows a block", _normal((2, 16, 52, 47), (3, 16, 3, 3), (3,)), dict(padding=1)),
-        Case("not contiguous", _normal((2, 4, 7, 5), (4, 2, 3, 3), (4,)), dict(stride=2, padding=1, groups=2), strided=True),
+        Case("large, stride 2: some rows a block", _normal((2, 32, 69, 57), (3, 32, 3, 3), None),
+             dict(stride=2, padding=1)),
+        Case("not contiguous", _normal((2, 4, 7, 5), (4, 2, 3, 3), (4,)),
+             dict(stride=2, padding=1, groups=2), strided=True),
         Case("1x1, not contiguous", _normal((1, 3, 5, 4), (5, 3, 1, 1), (5,)), strided=True),
         Case("no images", _normal((0, 3, 7, 5), (4, 3, 3, 3), (4,)), dict(padding=1)),
     ], linear=(0, 1, 2), kernels=True),
     Pair("conv_transpose2d", conv_transpose2d_forward, conv_transpose2d_backward, [
         Case("2x2, stride 2 (the mask head's)", _normal((2, 3, 4, 5), (3, 4, 2, 2), (4,)), dict(stride=2)),
-        Case("3x3, stride 2, padding 1: windows overlap", _normal((2, 3, 4, 5), (3, 2, 3, 3), (2,)), dict(stride=2, padding=1)),
+        Case("3x3, stride 2, padding 1: windows overlap", _normal((2, 3, 4, 5), (3, 2, 3, 3), (2,)),
+             dict(stride=2, padding=1)),
         Case("3x2, stride (1, 2), no bias", _normal((2, 2, 5, 3), (2, 3, 3, 2), None), dict(stride=(1, 2))),
         Case("2x2, stride 3: gaps", _normal((2, 2, 3, 4), (2, 3, 2, 2), (3,)), dict(stride=3)),
         Case("not contiguous", _normal((2, 3, 3, 5), (3, 4, 3, 3), (4,)), dict(stride=2, padding=1), strided=True),
@@ -197,9 +211,13 @@ PAIRS = [
         Case("no rows", _normal((0, 7))),
     ]),
     Pair("max_pool2d", max_pool2d_forward, max_pool2d_backward, [
-        Case("3x3, stride 2, padding 1: windows overlap", _distinct((2, 3, 7, 10)), dict(kernel=3, stride=2, padding=1)),
-        Case("all negative: the padding never wins", _distinct((2, 2, 5, 6), -100), dict(kernel=3, stride=2, padding=1)),
+        Case("3x3, stride 2, padding 1: windows overlap", _distinct((2, 3, 7, 10)),
+             dict(kernel=3, stride=2, padding=1)),
+        Case("all negative: the padding never wins", _distinct((2, 2, 5, 6), -1),
+             dict(kernel=3, stride=2, padding=1)),
         Case("2x2, stride 2, rows left over", _distinct((2, 3, 7, 5)), dict(kernel=2, stride=2)),
+        Case("3x2, stride (1, 2), padding (0, 1)", _distinct((2, 2, 6, 7)),
+             dict(kernel=(3, 2), stride=(1, 2), padding=(0, 1))),
         Case("3x3, stride 1", _distinct((2, 2, 5, 6)), dict(kernel=3, stride=1)),
         Case("1x1, stride 2 (P6)", _distinct((2, 3, 5, 6)), dict(kernel=1, stride=2)),
         Case("not contiguous", _distinct((2, 3, 7, 5)), dict(kernel=3, stride=2, padding=1), strided=True),
@@ -227,23 +245,23 @@ PAIRS = [
         Case("no images", _normal((0, 3, 5, 7)), dict(size=(9, 13))),
     ], linear=(0,), kernels=True),
     Pair("roi_align", roi_align_forward, roi_align_backward, [
-        Case("2x2 samples", _with_rois(_normal(_MAP), *_ROIS), dict(spatial_scale=1 / 8, output_size=(3, 2))),
-        Case("2x2 samples, aligned", _with_rois(_normal(_MAP), *_ROIS), dict(spatial_scale=1 / 8, output_size=(2, 3), aligned=True)),
-        Case("adaptive", _with_rois(_normal(_MAP), *_ROIS), dict(spatial_scale=1 / 8, output_size=2, sampling_ratio=-1)),
-        Case("adaptive, aligned", _with_rois(_normal(_MAP), *_ROIS), dict(spatial_scale=1 / 8, output_size=3, sampling_ratio=0, aligned=True)),
-        Case("1 sample", _with_rois(_normal(_MAP), *_ROIS), dict(spatial_scale=1 / 8, output_size=5, sampling_ratio=1)),
-        Case("an image without RoIs", _with_rois(_normal(_MAP), *_ONE_IMAGE), dict(spatial_scale=1 / 8, output_size=3)),
-        Case("not contiguous", _with_rois(_normal(_MAP), *_ROIS), dict(spatial_scale=1 / 8, output_size=(3, 2)), strided=True),
-        Case("no RoIs", _with_rois(_normal(_MAP)), dict(spatial_scale=1 / 8, output_size=3)),
-        Case("no images", _with_rois(_normal((0, 3, 9, 11))), dict(spatial_scale=1 / 8, output_size=3)),
+        _roi_case("2x2 samples", _normal(_MAP), _ROIS, (3, 2)),
+        _roi_case("2x2 samples, aligned", _normal(_MAP), _ROIS, (2, 3), aligned=True),
+        _roi_case("adaptive", _normal(_MAP), _ROIS, 2, sampling_ratio=-1),
+        _roi_case("adaptive, aligned", _normal(_MAP), _ROIS, 3, sampling_ratio=0, aligned=True),
+        _roi_case("1 sample", _normal(_MAP), _ROIS, 5, sampling_ratio=1),
+        _roi_case("an image without RoIs", _normal(_MAP), _ONE_IMAGE, 3),
+        _roi_case("not contiguous", _normal(_MAP), _ROIS, (3, 2), strided=True),
+        _roi_case("no RoIs", _normal(_MAP), (), 3),
+        _roi_case("no images", _normal((0, 3, 9, 11)), (), 3),
     ], linear=(0,), kernels=True),
     Pair("roi_pool", roi_pool_forward, roi_pool_backward, [
-        Case("3x2", _with_rois(_distinct(_MAP), *_ROIS), dict(spatial_scale=1 / 8, output_size=(3, 2))),
-        Case("7x7: bins overlap", _with_rois(_distinct(_MAP), *_ROIS), dict(spatial_scale=1 / 8, output_size=7)),
-        Case("an image without RoIs", _with_rois(_distinct(_MAP), *_ONE_IMAGE), dict(spatial_scale=1 / 8, output_size=3)),
-        Case("not contiguous", _with_rois(_distinct(_MAP), *_ROIS), dict(spatial_scale=1 / 8, output_size=(3, 2)), strided=True),
-        Case("no RoIs", _with_rois(_distinct(_MAP)), dict(spatial_scale=1 / 8, output_size=3)),
-        Case("no images", _with_rois(_distinct((0, 3, 9, 11))), dict(spatial_scale=1 / 8, output_size=3)),
+        _roi_case("3x2", _distinct(_MAP), _ROIS, (3, 2)),
+        _roi_case("7x7: bins overlap", _distinct(_MAP), _ROIS, 7),
+        _roi_case("an image without RoIs", _distinct(_MAP), _ONE_IMAGE, 3),
+        _roi_case("not contiguous", _distinct(_MAP), _ROIS, (3, 2), strided=True),
+        _roi_case("no RoIs", _distinct(_MAP), (), 3),
+        _roi_case("no images", _distinct((0, 3, 9, 11)), (), 3),
     ], kernels=True),
     Pair("softmax_cross_entropy", softmax_cross_entropy_forward, softmax_cross_entropy_backward, [
         Case("mean", _with_labels(7, 5)),
@@ -308,16 +326,15 @@ def check_case(pair, case, kernels=None):
     except GradientCheckError as error:
         errors, problem = error.rows, str(error)
     if problem and not any(error.problem for error in errors):        # a shape, or a write where none is allowed
-        rows.append(Row(pair.name, case.name, "", np.nan, None, problem))
+        rows.append(Row(pair.name, case.name, "", np.nan, None, False, problem))
     for error in errors:
-        position = int(error.argument.split()[1])
         adjoint, problem_here = None, problem if error.problem else ""
-        if position in pair.linear:
+        if error.position in pair.linear:
             try:
-                adjoint = adjoint_error(pair, case, position, kernels)
+                adjoint = adjoint_error(pair, case, error.position, kernels)
             except GradientCheckError as failure:
                 adjoint, problem_here = np.nan, problem_here or str(failure)
-        rows.append(Row(pair.name, case.name, error.argument, error.relative, adjoint, problem_here))
+        rows.append(Row(pair.name, case.name, error.argument, error.relative, adjoint, not problem_here, problem_here))
     return rows
 
 
@@ -336,12 +353,13 @@ def format_table(rows):
     lines = [("pair", "case", "argument", "relative", "adjoint", "")]
     for row in rows:
         adjoint = "" if row.adjoint is None else f"{row.adjoint:.1e}"
-        lines.append((row.pair, row.case, row.argument, f"{row.relative:.1e}", adjoint, "FAIL" if row.problem else "ok"))
+        verdict = "ok" if row.passed else "FAIL"
+        lines.append((row.pair, row.case, row.argument, f"{row.relative:.1e}", adjoint, verdict))
     widths = [max(len(line[k]) for line in lines) for k in range(6)]
     text = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in lines]
-    failed = [row for row in rows if row.problem]
+    failed = [row for row in rows if not row.passed]
     text += [f"\n{row.pair}, {row.case}: {row.problem}" for row in failed]
-    worst = max((row.relative for row in rows if not row.problem), default=0.0)
-    text.append(f"\n{len(rows) - len(failed)} of {len(rows)} passed; the largest relative error among them is {worst:.1e} "
-                "(allowed: 1e-06, adjoint 1e-12)")
+    worst = max((row.relative for row in rows if row.passed), default=0.0)
+    text.append(f"\n{len(rows) - len(failed)} of {len(rows)} passed; the largest relative error among them is "
+                f"{worst:.1e} (allowed: 1e-06, adjoint 1e-12)")
     return "\n".join(text)

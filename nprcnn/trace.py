@@ -8,9 +8,51 @@
 The arrays are the ones the model computed, not copies, and recording changes no result.
 """
 
+# Every name, and what is there. N images; R RoIs, S of them positive, D detections, of all images one after the other; T anchors of
+# all levels; A anchors a cell; K classes. "[...]" is a list with one array an image. Boxes are in pixels of the resized image.
+NAMES = {
+    "transform.batch": "(N, 3, H, W): the images, normalised, resized, padded with zeros",
+    "backbone.stem": "(N, C, H/2, W/2): after the first convolution, norm and ReLU, before the max-pool",
+    "backbone.layer1": "(N, C, H/4, W/4): C2",
+    "backbone.layer2": "(N, C, H/8, W/8): C3",
+    "backbone.layer3": "(N, C, H/16, W/16): C4",
+    "backbone.layer4": "(N, C, H/32, W/32): C5",
+    "fpn.p2": "(N, C, H/4, W/4): the finest pyramid level",
+    "fpn.p3": "(N, C, H/8, W/8)",
+    "fpn.p4": "(N, C, H/16, W/16)",
+    "fpn.p5": "(N, C, H/32, W/32)",
+    "fpn.p6": "(N, C, H/64, W/64): for the RPN alone",
+    **{f"rpn.logits.{level}": "(N, A, h, w): objectness of one level" for level in ("p2", "p3", "p4", "p5", "p6")},
+    **{f"rpn.deltas.{level}": "(N, 4 A, h, w): deltas of one level" for level in ("p2", "p3", "p4", "p5", "p6")},
+    "rpn.objectness": "(N, T): all levels' logits, ordered by level, y, x, anchor",
+    "rpn.deltas": "(N, T, 4): all levels' deltas in that order",
+    "rpn.anchors": "(T, 4): all levels' anchors in that order",
+    "rpn.proposals_before_nms": "[(P, 4)]: the best anchors of each level, moved by their deltas and clipped",
+    "rpn.proposals": "[(P, 4)]: after NMS, best first. In training: the sampled RoIs",
+    "rpn.proposal_scores": "[(P,)]: their objectness in 0..1; in prediction only",
+    "roi_heads.levels": "[(P,)]: pyramid level of each of rpn.proposals, 2 for P2",
+    "roi_heads.box_features": "(R, C, 7, 7): what RoIAlign cuts out for the box head",
+    "roi_heads.box_hidden": "(R, C): the box head's last hidden layer",
+    "roi_heads.class_logits": "(R, K)",
+    "roi_heads.box_deltas": "(R, 4 K)",
+    "detections.boxes": "[(D, 4)]: in prediction only, and so the two below",
+    "detections.labels": "[(D,)]",
+    "detections.scores": "[(D,)]",
+    "roi_heads.mask_features": "(D, C, 14, 14): what RoIAlign cuts out for the mask head. In training: S of them, the positive RoIs",
+    "roi_heads.mask_hidden": "(D, C, 14, 14): after the mask head's convolutions; (D, C) with mask_head=\"mlp\"",
+    "roi_heads.mask_logits": "(D, K, 28, 28), or (D, 1, 28, 28) with mask_loss=\"agnostic\"",
+    "roi_heads.mask_probabilities": "(D, 28, 28): of each detection's class; in prediction only",
+    "roi_heads.mask_targets": "(S, 28, 28): in training only",
+    **{f"losses.{name}": "(): in training only" for name in
+       ("loss_objectness", "loss_rpn_box_reg", "loss_classifier", "loss_box_reg", "loss_mask")},
+}
+
 
 class Trace:
-    """Names -> arrays (or lists of arrays, one an image), in the order in which the stages ran."""
+    """Names -> arrays (or lists of arrays, one an image), in the order in which the stages ran.
+
+    A second pass writes over the first one's names, so take a new Trace for each. NAMES lists them all.
+    """
 
     def __init__(self):
         self.values = {}

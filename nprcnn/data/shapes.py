@@ -1,19 +1,21 @@
 """Built-in scenes: shapes on a textured ground, with exact masks, boxes and classes. No download, no files.
 
-Scene i of (seed, difficulty) is a function of those three numbers alone, and it is the same scene on every machine: after the random
-draws everything is integer arithmetic. Lengths are in 1/64 of a pixel, cosines in 1/4096, colours in 0..255, mixing weights in 0..256.
-No floating-point number is ever compared with a threshold, so no last bit of a cosine or of a vector unit can flip a pixel.
+Scene i of (seed, difficulty) is a function of those three alone, and it is the same scene on every machine:
+after the random draws everything is integer arithmetic. Lengths are in 1/64 of a pixel, cosines in 1/4096,
+colours in 0..255, mixing weights in 0..256. No floating-point number is ever compared with a threshold, so no
+last bit of a cosine or of a vector unit can flip a pixel.
 
-How a scene is made: draw a background; for each object draw a class, a size, an angle and a texture; try a few places and
-take the first where everything stays well visible; paint it over what is there. Later objects lie on top. `owner` says
-which object each pixel shows, and the masks are read from it at the end, so they hold visible pixels only.
+How a scene is made: draw a background; for each object draw a class, a size, an angle and a texture; try a few
+places and take the first where everything stays well visible; paint it over what is there. Later objects lie on
+top. `owner` says which object each pixel shows; the masks are read from it at the end, so they hold visible
+pixels only.
 """
 
 import zlib
 
 import numpy as np
 
-from nprcnn.errors import ConfigError
+from ..errors import ConfigError
 
 CLASS_NAMES = ("background", "circle", "square", "triangle", "ring", "star", "cross")
 
@@ -22,13 +24,16 @@ HELD_OUT_SEED = 2 ** 31
 
 UNIT = 64  # lengths: this many to a pixel
 TURN_BITS = 12  # cosines: 2 ** 12 is 1
-COSINE = np.round(np.cos(np.deg2rad(np.arange(360))) * 2 ** TURN_BITS).astype(np.int32)  # no value lies near a rounding tie
+# By whole degrees. No value lies near a rounding tie, so the table is the same with every library's cosine.
+COSINE = np.round(np.cos(np.deg2rad(np.arange(360))) * 2 ** TURN_BITS).astype(np.int32)
 
 # Per difficulty. radius: of the circle of about the same area, in pixels of an image of the default size.
 DIFFICULTIES = {
     "easy": dict(size=96, objects=(1, 3), classes=(1, 2, 3), radius=(11, 18), separate=True, noise=(0, 4),
-                 ground=("plain", "gradient"), surface=("plain",)),
-    "full": dict(size=128, objects=(1, 6), classes=(1, 2, 3, 4, 5, 6), radius=(9, 26), separate=False, noise=(0, 10),
+                 ground=("plain", "gradient"),
+                 surface=("plain",)),
+    "full": dict(size=128, objects=(1, 6), classes=(1, 2, 3, 4, 5, 6), radius=(9, 26), separate=False,
+                 noise=(0, 10),
                  ground=("plain", "gradient", "stripes", "checker", "clouds"),
                  surface=("plain", "gradient", "stripes", "checker", "clouds")),
 }
@@ -52,14 +57,16 @@ class Shapes:
         0 to 2**31 - 1. Different seeds share no scene, and none shares one with `Shapes.held_out`.
     difficulty : "full" or "easy"
         "full": 128x128, 1 to 6 objects of six classes, 16 to 72 pixels, textures, rotation, occlusion, noise.
-        "easy": 96x96, 1 to 3 large whole objects that do not touch, circle, square and triangle only (the class list is the same).
+        "easy": 96x96, 1 to 3 large whole objects that do not touch, circles, squares and triangles only (the
+        class list is the same), plain colours, little noise.
     size : int or (height, width), optional
         Another image size, sides of 32 to 1024; objects scale with the shorter side.
 
     Notes
     -----
-    `source[i]` is `(image, target)`: image (H, W, 3) uint8 RGB; target a dict of "boxes" (n, 4) float32, x1, y1, x2, y2 with
-    x2 = last column + 1, tight around the visible mask; "labels" (n,) int64, 1 to 6; "masks" (n, H, W) uint8 0 or 1; "image_id" i.
+    `source[i]` is `(image, target)`: image (H, W, 3) uint8 RGB; target a dict of "boxes" (n, 4) float32, x1, y1,
+    x2, y2 with x2 = last column + 1, tight around the visible mask; "labels" (n,) int64, 1 to 6; "masks"
+    (n, H, W) uint8 0 or 1; "image_id" i.
     Every scene has at least one object.
     """
 
@@ -71,7 +78,8 @@ class Shapes:
         if count < 0:
             raise ConfigError(f"the number of scenes is {count}; it must be 0 or more")
         if not 0 <= seed < HELD_OUT_SEED:
-            raise ConfigError(f"seed {seed} is outside 0..{HELD_OUT_SEED - 1}; for held-out scenes use Shapes.held_out(count)")
+            raise ConfigError(f"seed {seed} is outside 0..{HELD_OUT_SEED - 1}; for held-out scenes use "
+                              "Shapes.held_out(count)")
         default = DIFFICULTIES[difficulty]["size"]
         height, width = np.broadcast_to(default if size is None else size, 2)
         if not (32 <= height <= 1024 and 32 <= width <= 1024):  # the 32-bit integers below hold up to there
@@ -101,7 +109,7 @@ def make_scene(seed, difficulty, i, size):
     recipe = DIFFICULTIES[difficulty]
     height, width = size
     tones = _pick_tones(rng, ground=True, taken=np.empty((0, 3), np.int32))
-    image = _paint(rng, recipe["ground"], tones, height, width).copy()  # (3, H, W): a long inner loop is a fast one
+    image = _paint(rng, recipe["ground"], tones, height, width).copy()  # (3, H, W): long inner loops
     owner = np.zeros((height, width), np.uint8)  # 0: background, k: the k-th object
     labels, areas, taken = [], [], tones
     scale = min(height, width)
@@ -131,15 +139,17 @@ def make_scene(seed, difficulty, i, size):
     image = _clip(image + _noise(rng, image.shape, amplitude), 0, 255).astype(np.uint8)
     image = np.ascontiguousarray(image.transpose(1, 2, 0))
     masks = (owner == np.arange(1, len(labels) + 1)[:, None, None]).astype(np.uint8)
-    return image, {"boxes": mask_boxes(masks), "labels": np.array(labels, np.int64), "masks": masks, "image_id": i}
+    labels = np.array(labels, np.int64)
+    return image, {"boxes": mask_boxes(masks), "labels": labels, "masks": masks, "image_id": i}
 
 
 def mask_boxes(masks):
-    """Tight boxes (n, 4) float32 of masks (n, H, W), none of them empty: first column, first row, last column + 1, last row + 1."""
+    """Tight boxes (n, 4) float32 of masks (n, H, W), none of them empty: first column, row, last ones + 1."""
     height, width = masks.shape[1:]
     columns, rows = masks.any(axis=1), masks.any(axis=2)
-    box = [columns.argmax(1), rows.argmax(1), width - columns[:, ::-1].argmax(1), height - rows[:, ::-1].argmax(1)]
-    return np.stack(box, axis=1).astype(np.float32)
+    first = columns.argmax(axis=1), rows.argmax(axis=1)
+    last = width - columns[:, ::-1].argmax(axis=1), height - rows[:, ::-1].argmax(axis=1)
+    return np.stack([*first, *last], axis=1).astype(np.float32)
 
 
 def _between(rng, low, high):
@@ -156,8 +166,8 @@ def _clip(x, low, high):
 def _signed_distance(rng, label, radius):
     """Distance to the outline in 1/64 pixel, positive inside, on a pixel grid that holds the shape.
 
-    radius is that of the circle of about the same area; a half-plane at angle a and distance r is r - (x cos a + y sin a).
-    A convex shape is the minimum of its half-planes, a union is a maximum.
+    radius is that of the circle of about the same area. A half-plane at angle a and distance r is
+    r - (x cos a + y sin a); a convex shape is the minimum of its half-planes, a union is a maximum.
     """
     name = CLASS_NAMES[label]
     angle = _between(rng, 0, 359)
@@ -169,8 +179,8 @@ def _signed_distance(rng, label, radius):
 
     def planes(count, apothem):
         turns = angle + np.arange(count) * 360 // count
-        along = (x * COSINE[turns % 360][:, None, None] + y * COSINE[(turns - 90) % 360][:, None, None]) >> TURN_BITS
-        return apothem - along
+        cosine, sine = COSINE[turns % 360][:, None, None], COSINE[(turns - 90) % 360][:, None, None]
+        return apothem - (x * cosine + y * sine >> TURN_BITS)
 
     def disc(r):
         return (r * r - x * x - y * y) // (2 * r)  # the distance to first order, exact on the outline
@@ -201,7 +211,7 @@ def _trim(distance):
 
 
 def _find_place(rng, shape, owner, areas, separate):
-    """The first of a few random places where the shape and every object below stay visible.
+    """The first of a few random places where the shape and every object below stay visible and in one piece.
 
     Returns the slices of the image and of the shape that meet there, or None. Up to a quarter of the shape's
     sides may stick out of the image, nothing with `separate`.
@@ -222,17 +232,32 @@ def _find_place(rng, shape, owner, areas, separate):
             continue
         hidden = np.bincount(owner[crop][inside], minlength=len(areas) + 1)[1:]
         visible = np.append(before - hidden, np.count_nonzero(inside))
-        if (visible >= MIN_VISIBLE).all() and (visible * 100 >= MIN_VISIBLE_PERCENT * np.append(areas, total)).all():
+        enough = np.maximum(MIN_VISIBLE, np.append(areas, total).astype(int) * MIN_VISIBLE_PERCENT // 100)
+        covered = hidden.nonzero()[0] + 1
+        if (visible >= enough).all() and not any(_falls_apart(owner, k, crop, inside) for k in covered):
             return crop, part
     return None
+
+
+def _falls_apart(owner, k, crop, cover):
+    """Whether object k, once covered, shows in pieces with empty rows or columns between them."""
+    left = owner == k
+    left[crop] &= ~cover
+    for line in (left.any(axis=0), left.any(axis=1)):
+        if np.count_nonzero(line[1:] != line[:-1]) + line[0] + line[-1] > 2:
+            return True
+    return False
 
 
 # ---- colours and textures
 
 def _pick_tones(rng, ground, taken):
-    """Two colours (2, 3) for one texture, the first of some random pairs that stands out from every colour in `taken` (else the best)."""
-    # hue, saturation, value, the step in value and the step in hue of the second tone; a ground is muted, its tones close
-    low, high = ([0, 0, 50, 25, -90], [1536, 150, 236, 50, 91]) if ground else ([0, 110, 120, 45, -90], [1536, 256, 256, 90, 91])
+    """Two colours (2, 3) for a texture: of random pairs the first that stands out from `taken`, or the best."""
+    # Ranges of hue, saturation, value, and of the steps in value and in hue to the second tone.
+    if ground:  # muted, its tones close
+        low, high = [0, 0, 50, 25, -90], [1536, 150, 236, 50, 91]
+    else:
+        low, high = [0, 110, 120, 45, -90], [1536, 256, 256, 90, 91]
     low, high = np.array(low, np.int32)[:, None], np.array(high, np.int32)[:, None]
     u = rng.randint(0, 2 ** 16, size=(5, CANDIDATES), dtype=np.int32)
     hue, saturation, value, step, twist = low + ((high - low) * u >> 16)
@@ -241,7 +266,8 @@ def _pick_tones(rng, ground, taken):
     if len(taken) == 0:
         return pairs[0]
     difference = pairs[:, :, None] - taken
-    contrast = (difference * difference @ np.array([2, 4, 2], np.int32)).min(axis=(1, 2))  # the eye weighs green most
+    eye = np.array([2, 4, 2], np.int32)  # sees differences in green best
+    contrast = (difference * difference @ eye).min(axis=(1, 2))
     clear = contrast >= CLEAR
     return pairs[clear.argmax() if clear.any() else contrast.argmax()]
 

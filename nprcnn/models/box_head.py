@@ -6,7 +6,7 @@
 
 import numpy as np
 
-from ..layers import Layer, Linear
+from ..layers import Layer, Linear, flatten
 from ..ops.activation import relu_backward, relu_forward
 from ..ops.boxes import encode_boxes
 from ..ops.losses import (smooth_l1_backward, smooth_l1_forward, softmax_cross_entropy_backward,
@@ -25,7 +25,7 @@ class BoxHead(Layer):
 
     def forward(self, x, train):
         """(R, C, 7, 7) -> (R, hidden), cache."""
-        h, cache6 = self.fc6.forward(x.reshape(len(x), -1), train)
+        h, cache6 = self.fc6.forward(flatten(x), train)
         h, relu6 = relu_forward(h)
         h, cache7 = self.fc7.forward(h, train)
         h, relu7 = relu_forward(h)
@@ -73,7 +73,7 @@ def box_losses(logits, deltas, rois, labels, target_boxes, box_weights=BOX_WEIGH
     """
     class_loss, class_cache = softmax_cross_entropy_forward(logits, labels)
     positive = np.flatnonzero(labels > 0)
-    deltas = deltas.reshape(len(deltas), -1, 4)
+    deltas = deltas.reshape(len(deltas), deltas.shape[1] // 4, 4)
     targets = encode_boxes(target_boxes[positive], rois[positive], box_weights)
     chosen = (positive, labels[positive])
     box_loss, box_cache = smooth_l1_forward(deltas[chosen], targets, SMOOTH_L1_BETA, max(len(labels), 1))

@@ -14,8 +14,8 @@ from .rpn import RPN, RPNHead
 
 
 def build(rng, body, num_classes, *, anchor_sizes=((32,), (64,), (128,), (256,), (512,)), aspect_ratios=(0.5, 1.0, 2.0),
-          fpn_channels=256, box_hidden=1024, mask_channels=(256, 256, 256, 256), masks=True, roi_method="align",
-          mask_head="fcn", mask_loss="sigmoid", **settings):
+          fpn_channels=256, box_hidden=1024, mask_channels=(256, 256, 256, 256), masks=True, head_norm=None,
+          roi_method="align", mask_head="fcn", mask_loss="sigmoid", **settings):
     """Put a detector together around a ResNet.
 
     Parameters
@@ -30,6 +30,8 @@ def build(rng, body, num_classes, *, anchor_sizes=((32,), (64,), (128,), (256,),
         Widths of the pyramid, of the box head's layers and of the mask head's convolutions.
     masks : bool
         False leaves the mask branch out: Faster R-CNN.
+    head_norm : None, "batch" or "frozen"
+        Norm in the pyramid and the mask head.
     roi_method : "align" or "pool"
         Table 2c of the paper.
     mask_head : "fcn" or "mlp"
@@ -46,13 +48,13 @@ def build(rng, body, num_classes, *, anchor_sizes=((32,), (64,), (128,), (256,),
     if num_classes < 2:
         raise ConfigError(f"num_classes={num_classes}: class 0 is the background, so at least 2 are needed")
     anchor_generator = AnchorGenerator(anchor_sizes, aspect_ratios)
-    backbone = BackboneWithFPN(body, FPN(rng, body.out_channels, fpn_channels))
+    backbone = BackboneWithFPN(body, FPN(rng, body.out_channels, fpn_channels, head_norm))
     rpn = RPN(RPNHead(rng, fpn_channels, anchor_generator.anchors_per_cell))
     heads = [BoxHead(rng, fpn_channels * 7 * 7, box_hidden), BoxPredictor(rng, box_hidden, num_classes)]
     if masks:
         num_masks = 1 if mask_loss == "agnostic" else num_classes
         if mask_head == "fcn":
-            heads += [MaskHead(rng, fpn_channels, mask_channels),
+            heads += [MaskHead(rng, fpn_channels, mask_channels, head_norm),
                       MaskPredictor(rng, mask_channels[-1], mask_channels[-1], num_masks)]
         else:
             heads += [MaskHeadMLP(rng, fpn_channels * 14 * 14, box_hidden),
@@ -112,7 +114,7 @@ def fasterrcnn_resnet50_fpn(num_classes=91, *, weights=None, norm="frozen", trai
 TINY = dict(
     # Scenes are 128 pixels wide rather than 800, so every size is about a quarter of the big model's.
     anchor_sizes=((16,), (32,), (64,), (128,), (256,)), canonical_size=56, min_size=128, max_size=256,
-    fpn_channels=48, box_hidden=192, mask_channels=(48, 48, 48, 48),
+    fpn_channels=48, head_norm="batch", box_hidden=192, mask_channels=(48, 48, 48, 48),
     rpn_pre_nms_top_n_train=300, rpn_post_nms_top_n_train=200,
     rpn_pre_nms_top_n_test=300, rpn_post_nms_top_n_test=100,
     rpn_batch_size_per_image=128, box_batch_size_per_image=64,

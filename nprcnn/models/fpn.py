@@ -14,7 +14,7 @@ P6 exists for the largest anchors only: the RoI heads do not use it.
 import numpy as np
 
 from .. import backend
-from ..layers import Conv2d, Layer, kaiming_uniform_a1
+from ..layers import Layer, conv_block, conv_norm_relu, conv_norm_relu_backward, kaiming_uniform_a1
 from ..ops.resize import resize_nearest_backward, resize_nearest_forward
 from ..trace import record, record_grad
 
@@ -22,12 +22,15 @@ LEVELS = ("p2", "p3", "p4", "p5", "p6")
 
 
 class FPN(Layer):
-    """in_channels: those of C2 .. C5; out_channels: of every pyramid level (256 in the paper)."""
+    """in_channels: those of C2 .. C5; out_channels: of every pyramid level (256 in the paper).
 
-    def __init__(self, rng, in_channels, out_channels):
-        self.inner_blocks = [[Conv2d(rng, c, out_channels, 1, init=kaiming_uniform_a1)] for c in in_channels]
-        self.layer_blocks = [[Conv2d(rng, out_channels, out_channels, 3, padding=1, init=kaiming_uniform_a1)]
-                             for _ in in_channels]
+    norm: None, "batch" or "frozen", after each convolution. The paper has none; training from random weights wants it
+    (He et al. 2018, arXiv 1811.08883), and torchvision's v2 models have it.
+    """
+
+    def __init__(self, rng, in_channels, out_channels, norm=None):
+        self.inner_blocks = [conv_block(rng, c, out_channels, 1, norm, kaiming_uniform_a1) for c in in_channels]
+        self.layer_blocks = [conv_block(rng, out_channels, out_channels, 3, norm, kaiming_uniform_a1) for _ in in_channels]
 
     def forward(self, features, train, trace=None):
         """[C2 .. C5] -> [P2 .. P6], cache."""
@@ -35,12 +38,12 @@ class FPN(Layer):
         inner, pyramid = [None] * count, [None] * count
         lateral_caches, resize_caches, output_caches = [None] * count, [None] * count, [None] * count
         for i in reversed(range(count)):
-            inner[i], lateral_caches[i] = self.inner_blocks[i][0].forward(features[i], train)
+            inner[i], lateral_caches[i] = conv_norm_relu(*self.inner_blocks[i], features[i], train, relu_after=False)
             if i + 1 < count:
                 top_down, resize_caches[i] = resize_nearest_forward(inner[i + 1], inner[i].shape[2:],
                                                                     kernels=backend.active())
                 inner[i] = inner[i] + top_down
-            pyramid[i], output_caches[i] = self.layer_blocks[i][0].forward(inner[i], train)
+            pyramid[i], output_caches[i] = conv_norm_relu(*self.layer_blocks[i], inner[i], train, relu_after=False)
         pyramid.append(np.ascontiguousarray(pyramid[-1][:, :, ::2, ::2]))  # a 1x1 max-pool of stride 2
         for level, p in zip(LEVELS, pyramid):
             record(trace, f"fpn.{level}", p)
@@ -61,9 +64,10 @@ class FPN(Layer):
         for i in range(count):
             record_grad(trace, f"fpn.{LEVELS[i]}", dpyramid[i])
             # forward: P_i = conv3x3(inner_i), and inner_i was also resized into inner_(i-1): the gradients add
-            dinner = self.layer_blocks[i][0].backward(dpyramid[i], output_caches[i]) + dinner_from_below
+            dinner, _ = conv_norm_relu_backward(*self.layer_blocks[i], dpyramid[i], output_caches[i])
+            dinner = dinner + dinner_from_below
             # forward: inner_i = conv1x1(C_i) + resize(inner_(i+1))      the sum gives the same gradient to both
-            dfeatures.append(self.inner_blocks[i][0].backward(dinner, lateral_caches[i]))
+            dfeatures.append(conv_norm_relu_backward(*self.inner_blocks[i], dinner, lateral_caches[i])[0])
             if i + 1 < count:
                 dinner_from_below = resize_nearest_backward(dinner, resize_caches[i], kernels=backend.active())
         return dfeatures

@@ -8,7 +8,8 @@ The paper's table 2 compares this with two other answers, which are options here
 
 import numpy as np
 
-from ..layers import Conv2d, ConvTranspose2d, Layer, Linear, _named_tensors, conv_norm_relu, conv_norm_relu_backward
+from ..layers import (Conv2d, ConvTranspose2d, Layer, Linear, conv_block, conv_norm_relu, conv_norm_relu_backward,
+                      flatten, named_tensors)
 from ..ops.activation import relu_backward, relu_forward, sigmoid, softmax
 from ..ops.losses import (bce_with_logits_backward, bce_with_logits_forward, softmax_cross_entropy_backward,
                           softmax_cross_entropy_forward)
@@ -17,26 +18,27 @@ MASK_LOSSES = ("sigmoid", "softmax", "agnostic")
 
 
 class MaskHead(Layer):
-    """3x3 convolutions, each with ReLU. `channels`: of each of them (four times 256 in the paper)."""
+    """3x3 convolutions, each with ReLU. `channels`: of each of them (four times 256 in the paper); norm: as in FPN."""
 
-    def __init__(self, rng, in_channels, channels):
+    def __init__(self, rng, in_channels, channels, norm=None):
         ins = (in_channels,) + tuple(channels[:-1])
-        self.blocks = [[Conv2d(rng, i, o, 3, padding=1)] for i, o in zip(ins, channels)]
+        self.blocks = [conv_block(rng, i, o, 3, norm) for i, o in zip(ins, channels)]
 
     def named_tensors(self, prefix=""):
         """torchvision's mask head is a plain sequence: its keys are mask_head.0.0.weight, with no name in between."""
-        return _named_tensors(self.blocks, prefix[:-1])
+        for index, block in enumerate(self.blocks):
+            yield from named_tensors(block, f"{prefix}{index}")
 
     def forward(self, x, train):
         caches = []
         for block in self.blocks:
-            x, cache = conv_norm_relu(block[0], None, x, train)
+            x, cache = conv_norm_relu(*block, x, train)
             caches.append(cache)
         return x, caches
 
     def backward(self, dx, caches):
         for block, cache in zip(reversed(self.blocks), reversed(caches)):
-            dx, _ = conv_norm_relu_backward(block[0], None, dx, cache)
+            dx, _ = conv_norm_relu_backward(*block, dx, cache)
         return dx
 
 
@@ -67,7 +69,7 @@ class MaskHeadMLP(Layer):
         self.fc2 = Linear(rng, hidden, hidden)
 
     def forward(self, x, train):
-        h, cache1 = self.fc1.forward(x.reshape(len(x), -1), train)
+        h, cache1 = self.fc1.forward(flatten(x), train)
         h, relu1 = relu_forward(h)
         h, cache2 = self.fc2.forward(h, train)
         h, relu2 = relu_forward(h)
@@ -84,15 +86,15 @@ class MaskPredictorMLP(Layer):
     """(R, hidden) -> (R, K, size, size)."""
 
     def __init__(self, rng, hidden, num_masks, size):
-        self.size = size
+        self.num_masks, self.size = num_masks, size
         self.mask_logits = Linear(rng, hidden, num_masks * size * size)
 
     def forward(self, h, train):
         logits, cache = self.mask_logits.forward(h, train)
-        return logits.reshape(len(h), -1, self.size, self.size), cache
+        return logits.reshape(len(h), self.num_masks, self.size, self.size), cache
 
     def backward(self, dlogits, cache):
-        return self.mask_logits.backward(dlogits.reshape(len(dlogits), -1), cache)
+        return self.mask_logits.backward(flatten(dlogits), cache)
 
 
 def mask_loss_forward(logits, labels, targets, kind="sigmoid"):

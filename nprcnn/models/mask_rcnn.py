@@ -3,7 +3,7 @@
     image -> transform -> backbone (ResNet) -> FPN -> RPN -> proposals -> RoIAlign 7x7   -> box head  -> classes, boxes
                                                                       \\-> RoIAlign 14x14 -> mask head -> masks
 
-Names of the stages in a trace: see STAGES at the end of this file.
+The names of the stages in a trace: nprcnn.trace.NAMES.
 """
 
 from typing import NamedTuple
@@ -13,6 +13,7 @@ import numpy as np
 from .. import backend
 from ..data.images import as_image
 from ..data.targets import check_target
+from ..errors import DataError
 from ..layers import Layer
 from ..trace import record, record_grad
 from . import box_head, mask_head, postprocess, rpn, targets, transform
@@ -118,8 +119,9 @@ class MaskRCNN(Layer):
         """
         if not isinstance(images, (list, tuple)):
             return self.predict([images], trace)[0]
-        images = [as_image(image, f"image {i}") for i, image in enumerate(images)]
+        images = _checked_images(images)
         batch, pyramid, anchors, logits, deltas, _ = self._first_stage(images, False, trace)
+        record(trace, "rpn.proposals_before_nms", [])  # filter_proposals adds an array an image
         proposals, scores, proposal_anchor = zip(*(
             rpn.filter_proposals(logits[i], deltas[i], anchors, batch.sizes[i], self.rpn_pre_nms_top_n_test,
                                  self.rpn_post_nms_top_n_test, self.rpn_nms_thresh, trace=trace)
@@ -183,8 +185,10 @@ class MaskRCNN(Layer):
         DataError
             An image or a target cannot be used; nothing was changed.
         """
-        images = [as_image(image, f"image {i}") for i, image in enumerate(images)]
-        for i, (image, target) in enumerate(zip(images, image_targets, strict=True)):
+        images = _checked_images(images)
+        if len(images) != len(image_targets):
+            raise DataError(f"{len(images)} images and {len(image_targets)} targets; each image needs its own")
+        for i, (image, target) in enumerate(zip(images, image_targets)):
             check_target(image.shape[:2], target, self.num_classes, i, needs_masks=self.has_masks)
         batch, pyramid, anchors, logits, deltas, first_cache = self._first_stage(images, True, trace)
         image_targets = [transform.resize_target(t, image.shape[:2], size, self.dtype)
@@ -268,6 +272,7 @@ class MaskRCNN(Layer):
     def _decide(self, logits, deltas, anchors, batch, image_targets, rng, trace):
         """Everything discrete, from the RPN's outputs and the targets. No gradient flows through it."""
         all_anchors = np.concatenate(anchors)
+        record(trace, "rpn.proposals_before_nms", [])  # filter_proposals adds an array an image
         per_image = []
         for i, target in enumerate(image_targets):
             anchor_sample = targets.anchor_targets(
@@ -324,6 +329,12 @@ class MaskRCNN(Layer):
         dx = self.roi_heads.mask_head.backward(dh, head_cache)
         record_grad(trace, "roi_heads.mask_features", dx)
         return self.mask_features.backward(dx, roi_cache)
+
+
+def _checked_images(images):
+    if len(images) == 0:
+        raise DataError("the list of images is empty; give at least one")
+    return [as_image(image, f"image {i}") for i, image in enumerate(images)]
 
 
 class LossCache(NamedTuple):

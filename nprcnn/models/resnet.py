@@ -8,6 +8,7 @@ Attribute names are torchvision's, so that its state dicts fit.
 import numpy as np
 
 from .. import backend
+from ..errors import ConfigError
 from ..layers import NORMS, Conv2d, Layer, conv_norm_relu, conv_norm_relu_backward
 from ..ops.pool import max_pool2d_backward, max_pool2d_forward
 from ..trace import record, record_grad
@@ -121,6 +122,10 @@ class ResNet(Layer):
     """
 
     def __init__(self, rng, block, blocks, width=64, norm="frozen", trainable_stages=5):
+        if norm not in NORMS:
+            raise ConfigError(f"norm={norm!r} is not one of {', '.join(NORMS)}")
+        if trainable_stages not in range(6):
+            raise ConfigError(f"{trainable_stages} trainable backbone layers: the backbone has 0 to 5 to train")
         norm = NORMS[norm]
         self.conv1 = Conv2d(rng, 3, width, 7, stride=2, padding=3, bias=False)
         self.bn1 = norm(width)
@@ -179,5 +184,7 @@ class ResNet(Layer):
 
 def resnet(rng, depth, norm="frozen", trainable_stages=5):
     """A ResNet of the paper: depth 18, 34, 50, 101 or 152."""
+    if depth not in DEPTHS:
+        raise ConfigError(f"there is no ResNet-{depth}; choose one of: {', '.join(map(str, DEPTHS))}")
     block, blocks = DEPTHS[depth]
     return ResNet(rng, block, blocks, norm=norm, trainable_stages=trainable_stages)

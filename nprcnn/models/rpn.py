@@ -9,7 +9,7 @@ One small head runs on every pyramid level with the same weights:
 import numpy as np
 
 from .. import backend
-from ..layers import Conv2d, Layer, conv_norm_relu, conv_norm_relu_backward, normal_001
+from ..layers import Conv2d, Layer, conv_block, conv_norm_relu, conv_norm_relu_backward, normal_001
 from ..ops.activation import sigmoid
 from ..ops.boxes import clip_boxes, decode_boxes, encode_boxes, remove_small_boxes
 from ..ops.losses import (bce_with_logits_backward, bce_with_logits_forward, smooth_l1_backward,
@@ -25,7 +25,7 @@ class RPNHead(Layer):
     """channels: of the pyramid; anchors: in a cell."""
 
     def __init__(self, rng, channels, anchors):
-        self.conv = [[Conv2d(rng, channels, channels, 3, padding=1, init=normal_001)]]
+        self.conv = [conv_block(rng, channels, channels, 3, init=normal_001)]
         self.cls_logits = Conv2d(rng, channels, anchors, 1, init=normal_001)
         self.bbox_pred = Conv2d(rng, channels, anchors * 4, 1, init=normal_001)
 
@@ -33,7 +33,7 @@ class RPNHead(Layer):
         """One level: (N, C, H, W) -> logits (N, A, H, W), deltas (N, 4A, H, W), cache."""
         conv_caches = []
         for block in self.conv:
-            x, cache = conv_norm_relu(block[0], None, x, train)
+            x, cache = conv_norm_relu(*block, x, train)
             conv_caches.append(cache)
         logits, logits_cache = self.cls_logits.forward(x, train)
         deltas, deltas_cache = self.bbox_pred.forward(x, train)
@@ -44,7 +44,7 @@ class RPNHead(Layer):
         # forward: logits = conv1x1(h), deltas = conv1x1(h)      h feeds both: the gradients add
         dx = self.cls_logits.backward(dlogits, logits_cache) + self.bbox_pred.backward(ddeltas, deltas_cache)
         for block, conv_cache in zip(reversed(self.conv), reversed(conv_caches)):
-            dx, _ = conv_norm_relu_backward(block[0], None, dx, conv_cache)
+            dx, _ = conv_norm_relu_backward(*block, dx, conv_cache)
         return dx
 
 

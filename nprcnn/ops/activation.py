@@ -37,10 +37,11 @@ def relu_backward(dy, cache):
 
 
 def sigmoid(x):
-    """1 / (1 + exp(-x)), elementwise. Exact to rounding for any x: only exponentials of negative numbers are taken."""
-    e = np.exp(-np.abs(x))
-    # x >= 0: 1 / (1 + exp(-x)).  x < 0: exp(x) / (exp(x) + 1)
-    return np.where(x >= 0, np.ones((), e.dtype, like=e), e) / (1 + e)
+    """1 / (1 + exp(-x)), elementwise, to rounding for any x: no exponential is taken of a positive number."""
+    # x >= 0: 1 / (1 + exp(-x)).  x < 0: exp(x) / (1 + exp(x))
+    y = np.exp(np.minimum(x, 0))
+    y /= 1 + np.exp(-np.abs(x))
+    return y
 
 
 def sigmoid_forward(x):
@@ -57,7 +58,10 @@ def sigmoid_backward(dy, cache):
 
 
 def softmax(x, axis=-1):
-    """exp(x) / sum(exp(x)) along `axis`. The largest x is subtracted first, which changes nothing but prevents overflow."""
+    """exp(x) / sum(exp(x)) along `axis`.
+
+    The largest x is subtracted first, which changes nothing but prevents overflow.
+    """
     y = np.exp(x - x.max(axis=axis, keepdims=True))
     y /= y.sum(axis=axis, keepdims=True)
     return y

@@ -1,6 +1,6 @@
 """Boxes: area, IoU, clipping, filtering, and the coder between boxes and deltas. Nothing here has a gradient.
 
-A box is (x1, y1, x2, y2): continuous coordinates in pixels, x2 - x1 is the width (no +1). N, Na, Nb: numbers of boxes.
+A box is (x1, y1, x2, y2): continuous coordinates in pixels, x2 - x1 is the width (no +1).
 """
 
 import math
@@ -45,8 +45,8 @@ def box_iou(a, b):
 
     Notes
     -----
-    The RPN finds ties for the best anchor by exact equality, so the order of the float operations is part of the result: it is
-    torchvision's, inter / ((area_a + area_b) - inter), each step rounded to the input's dtype.
+    The RPN finds ties for the best anchor by exact equality, so the order of the operations is part of the
+    result: it is torchvision's, inter / ((area_a + area_b) - inter), each step rounded to the input's dtype.
     """
     _check_boxes(a, "a", ndim=2)
     _check_boxes(b, "b", ndim=2)
@@ -110,7 +110,8 @@ def _centre_and_side(boxes):
 def encode_boxes(targets, anchors, weights=(1.0, 1.0, 1.0, 1.0)):
     """Deltas (dx, dy, dw, dh) that lead from each anchor to its target box; `decode_boxes` undoes it.
 
-    dx = wx (x_target - x_anchor) / w_anchor, dw = ww log(w_target / w_anchor), and so for y and h; (x, y) is the centre.
+    With (x, y) the centre: dx = wx (x_target - x_anchor) / w_anchor, dw = ww log(w_target / w_anchor), and the
+    same for y and h.
 
     Parameters
     ----------
@@ -144,9 +145,10 @@ def decode_boxes(deltas, anchors, weights=(1.0, 1.0, 1.0, 1.0), max_log_scale=MA
     Parameters
     ----------
     deltas : (..., 4) array (dx, dy, dw, dh)
-    anchors : (..., 4) array, pixels, broadcast against `deltas`: one delta a class is (R, K, 4) against (R, 1, 4)
+    anchors : (..., 4) array, pixels, broadcast against `deltas`: (R, 1, 4) for one delta a class, (R, K, 4)
     weights : the weights that the deltas were encoded with
-    max_log_scale : dw and dh, without their weights, are clamped to it, so that an untrained network does not overflow exp
+    max_log_scale : dw and dh, after division by their weights, are at most this: an untrained network must not
+        overflow exp
 
     Returns
     -------

@@ -4,22 +4,24 @@ Letters: N images, C input channels, H x W input, O output channels, KH x KW ker
 
 A convolution is a matrix product once every input patch is a column ("im2col"):
 
-    y[o, p] = sum over k of w[o, k] * columns[k, p]        k = (c, i, j), a place in the patch;  p = (n, oy, ox), an output pixel
-    columns[(c, i, j), (n, oy, ox)] = x[n, c, oy * stride + i * dilation - padding, ox * stride + j * dilation - padding]
+    y[o, p] = sum over k of w[o, k] * columns[k, p]
+    columns[k, p] = x[n, c, oy * stride + i * dilation - padding, ox * stride + j * dilation - padding]
+    where k = (c, i, j) is a place in the patch and p = (n, oy, ox) an output pixel.
 
-The whole column matrix is KH * KW times as large as the input, so it is never built at once: the output is cut into
-blocks (a few images, or a few output rows of one image), and each block has its own small matrix.
+The whole column matrix is KH * KW times as large as the input, so it is never built at once: the output is
+cut into blocks (a few images, or a few output rows of one image), and each block has its own small matrix.
 
-Backward, from dy: the product's two derivatives, dw = dy @ columns.T and dcolumns = w.T @ dy, and the adjoint of copying
-pixels into columns, which adds every column entry back to the pixel it came from ("col2im").
+Backward, from dy: the product's two derivatives, dw = dy @ columns.T and dcolumns = w.T @ dy, and the adjoint
+of copying pixels into columns, which adds every column entry back to the pixel it came from ("col2im").
 """
 
 from typing import NamedTuple
 
 import numpy as np
 
-# Bytes of one block's column matrix. Measured with float32 on two cores with 512 KiB of L2 cache each: 1 to 4 MiB are equally
-# fast (within 5 %), from (8, 128, 4, 4) to (2, 256, 50, 76); 0.25 MiB is up to 1.6 times slower and 32 MiB up to 1.1 times.
+# Bytes of one block's column matrix. Measured in float32 (512 KiB of L2 a core, 32 MiB of L3), forward and
+# backward of maps from (8, 128, 8, 8) to (1, 64, 200, 304): 2 to 8 MiB are equally fast within the noise,
+# 0.25 MiB takes 1.3 to 2 times as long, 32 MiB up to 1.5 times.
 COLUMN_BYTES = 2 << 20
 
 
@@ -86,9 +88,11 @@ def conv2d_grad_x(dy, w, x_shape, stride=1, padding=0, dilation=1, groups=1):
     _check_dy(dy, geo)
     reach = tuple(d * (k - 1) for d, k in zip(geo.dilation, geo.kernel))
     if geo.stride == (1, 1) and all(p <= r for p, r in zip(geo.padding, reach)):
-        # forward: y[q] = sum over i of w[i] x[q + i - padding], so dx[p] = sum over i of w[i] dy[p - i + padding]: again a
-        # convolution, with the filters turned round. Twice as fast as col2im, because copying is faster than adding.
-        return conv2d(dy, _turn_round(w, groups), None, 1, tuple(r - p for r, p in zip(reach, geo.padding)), dilation, groups)
+        # forward: y[q] = sum over i of w[i] x[q + i - padding], so
+        # dx[p] = sum over i of w[i] dy[p - i + padding]: again a convolution, with the filters turned round.
+        # Up to twice as fast as col2im, which adds into memory where im2col only copies.
+        rest = tuple(r - p for r, p in zip(reach, geo.padding))
+        return conv2d(dy, _turn_round(w, groups), None, 1, rest, dilation, groups)
     dx = np.zeros(geo.x_shape, np.result_type(dy, w), like=dy)
     w_columns = _group_rows(w, groups).swapaxes(1, 2)
     for images, rows in _blocks(geo, dx.itemsize):
@@ -98,20 +102,21 @@ def conv2d_grad_x(dy, w, x_shape, stride=1, padding=0, dilation=1, groups=1):
 
 
 def conv2d_grad_w(dy, x, w_shape, stride=1, padding=0, dilation=1, groups=1):
-    """Gradient of conv2d to its filters: dy (N, O, OH, OW), x (N, C, H, W) -> dw, of `w_shape` (O, C / groups, KH, KW)."""
+    """Gradient of conv2d to its filters: dy (N, O, OH, OW), x (N, C, H, W) -> dw, of `w_shape`."""
     geo = _geometry(x.shape, w_shape, stride, padding, dilation, groups)
     _check_dy(dy, geo)
     dw = np.zeros(w_shape, np.result_type(dy, x), like=dy)
     dw_rows = _group_rows(dw, groups)
     for images, rows in _blocks(geo, dw.itemsize):
         # forward: y = w @ columns, so dw = dy @ columns.T, summed over the blocks
-        columns = _im2col(x, images, rows, geo)
-        dw_rows += np.matmul(_get_block(dy, images, rows, groups), columns.swapaxes(1, 2))
+        # (the columns have no name here, so that they are freed before the next block's are made)
+        dy_block = _get_block(dy, images, rows, groups)
+        dw_rows += np.matmul(dy_block, _im2col(x, images, rows, geo).swapaxes(1, 2))
     return dw
 
 
 def conv2d_forward(x, w, b=None, stride=1, padding=0, dilation=1, groups=1, kernels=None):
-    """conv2d, and the cache for its backward pass. `kernels`: the KernelSet that does the work (None: this file)."""
+    """conv2d, and the cache for its backward pass. `kernels`: the KernelSet to use (None: this file)."""
     conv = conv2d if kernels is None else kernels.conv2d
     stride, padding, dilation = _pair(stride), _pair(padding), _pair(dilation)
     y = conv(x, w, b, stride, padding, dilation, groups)
@@ -140,16 +145,17 @@ def conv2d_backward(dy, cache, needs_dx=True, kernels=None):
     dx = grad_x(dy, w, x.shape, *options) if needs_dx else None
     dw = grad_w(dy, x, w.shape, *options)
     # forward: y = ... + b, the same b at every pixel of every image, so db sums over them
-    db = dy.sum(axis=3).sum(axis=(0, 2)) if has_bias else None
+    db = dy.sum(axis=(0, 2, 3)) if has_bias else None
     return dx, dw, db
 
 
 # ---- columns ----
 
 def _im2col(x, images, rows, geo):
-    """Columns of the output rows `rows` (a slice) of the images `images`: (G, C / G * KH * KW, n * rows * OW)."""
+    """Columns of the slices `images` and `rows` of the output: (G, C / G * KH * KW, n * rows * OW)."""
     if _is_pointwise(geo) and images.stop - images.start == 1:
-        return x[images.start, :, rows].reshape(geo.groups, geo.x_shape[1] // geo.groups, -1)  # x is its own columns
+        # x is its own columns
+        return x[images.start, :, rows].reshape(geo.groups, geo.x_shape[1] // geo.groups, -1)
     patch = _padded_rows(x, images, rows, geo)
     n, height, out_w = patch.shape[1], rows.stop - rows.start, geo.y_shape[3]
     columns = np.empty((geo.x_shape[1], *geo.kernel, n, height, out_w), x.dtype, like=x)
@@ -162,31 +168,30 @@ def _add_col2im(dx, dcolumns, images, rows, geo):
     """The adjoint of _im2col: add every entry of dcolumns to the pixel of dx that _im2col copied it from."""
     n, height, out_w = images.stop - images.start, rows.stop - rows.start, geo.y_shape[3]
     dcolumns = dcolumns.reshape(geo.x_shape[1], *geo.kernel, n, height, out_w)
-    top, inside, dpatch_shape = _patch_extent(images, rows, geo)
-    dpatch = np.zeros(dpatch_shape, dx.dtype, like=dx)
+    top, inside, shape = _patch_extent(images, rows, geo)
+    dpixels = dx[images, :, inside].swapaxes(0, 1)
+    dpatch = dpixels if dpixels.shape == shape else np.zeros(shape, dx.dtype, like=dx)
     for i, j, ys, xs in _taps(height, geo):
         # forward: columns[:, i, j] = patch[:, :, ys, xs]; patches overlap, so +=
         dpatch[:, :, ys, xs] += dcolumns[:, i, j]
-    # forward: patch[:, :, inside rows and columns] = x; blocks of rows overlap too, so += again
-    left, width = geo.padding[1], geo.x_shape[3]
-    first = inside.start - top
-    dx[images, :, inside] += dpatch[:, :, first:first + inside.stop - inside.start, left:left + width].swapaxes(0, 1)
+    if dpatch is not dpixels:
+        # forward: patch[inside the padding] = pixels; the rows of neighbouring blocks overlap, so += again
+        dpixels += dpatch[_inside_padding(top, inside, geo)]
 
 
 def _padded_rows(x, images, rows, geo):
-    """The pixels that the output rows `rows` see, zeros where they see padding: (C, n, height, W + 2 * padding)."""
+    """The pixels that a block sees, zeros where it sees padding: (C, n, height, W + 2 * padding)."""
     top, inside, shape = _patch_extent(images, rows, geo)
     pixels = x[images, :, inside].swapaxes(0, 1)
     if pixels.shape == shape:
         return pixels
     patch = np.zeros(shape, x.dtype, like=x)
-    left, first = geo.padding[1], inside.start - top
-    patch[:, :, first:first + pixels.shape[2], left:left + pixels.shape[3]] = pixels
+    patch[_inside_padding(top, inside, geo)] = pixels
     return patch
 
 
 def _patch_extent(images, rows, geo):
-    """First row that the output rows see (negative: in the padding), the slice of rows inside x, the patch's shape."""
+    """The first row that a block sees (negative: padding), the slice of rows inside x, the patch's shape."""
     _, channels, height, width = geo.x_shape
     top = rows.start * geo.stride[0] - geo.padding[0]
     bottom = (rows.stop - 1) * geo.stride[0] - geo.padding[0] + geo.dilation[0] * (geo.kernel[0] - 1) + 1
@@ -195,8 +200,14 @@ def _patch_extent(images, rows, geo):
     return top, inside, (channels, images.stop - images.start, bottom - top, width + 2 * geo.padding[1])
 
 
+def _inside_padding(top, inside, geo):
+    """The part of a patch (C, n, height, W + 2 * padding) that is pixels, not padding, as an index."""
+    left = geo.padding[1]
+    return np.s_[:, :, inside.start - top:inside.stop - top, left:left + geo.x_shape[3]]
+
+
 def _taps(out_rows, geo):
-    """For each place (i, j) in the kernel, the rows and columns of the patch that it meets while the kernel slides."""
+    """For each place (i, j) in the kernel, the rows and columns of the patch that it meets as it slides."""
     (kh, kw), (sh, sw), (dh, dw), out_w = geo.kernel, geo.stride, geo.dilation, geo.y_shape[3]
     for i in range(kh):
         for j in range(kw):
@@ -207,7 +218,7 @@ def _taps(out_rows, geo):
 # ---- blocks of the output ----
 
 def _blocks(geo, itemsize):
-    """Cut the output into (images, rows) slices whose column matrices stay below COLUMN_BYTES (but one row at least)."""
+    """Cut the output into (images, rows) slices, at least a row, whose columns take at most COLUMN_BYTES."""
     n, _, out_h, out_w = geo.y_shape
     row_bytes = geo.x_shape[1] * geo.kernel[0] * geo.kernel[1] * out_w * itemsize
     images = max(1, COLUMN_BYTES // (row_bytes * out_h))
@@ -262,8 +273,8 @@ def _geometry(x_shape, w_shape, stride, padding, dilation, groups):
     n, channels, height, width = x_shape
     out_channels, group_channels, kh, kw = w_shape
     if min(w_shape) < 1 or channels != group_channels * groups or out_channels % groups:
-        raise ValueError(f"x {x_shape} and w {w_shape} do not fit with groups={groups}: w must be (O, C / groups, KH, KW), "
-                         "groups dividing O")
+        raise ValueError(f"x {x_shape} and w {w_shape} do not fit with groups={groups}: "
+                         "w must be (O, C / groups, KH, KW), groups dividing O")
     out_h = (height + 2 * padding[0] - dilation[0] * (kh - 1) - 1) // stride[0] + 1
     out_w = (width + 2 * padding[1] - dilation[1] * (kw - 1) - 1) // stride[1] + 1
     if out_h < 1 or out_w < 1:

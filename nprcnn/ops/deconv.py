@@ -1,7 +1,8 @@
-"""Transposed convolution ("deconvolution"), which doubles the size of the mask head's features, and its backward pass.
+"""Transposed convolution ("deconvolution"), which doubles the mask head's features in size, and its backward.
 
-It is the adjoint of conv2d: every input pixel adds w, times its value, to a KH x KW patch of the output. So each of its three
-functions is one of conv2d's: forward is conv2d's gradient to the input, and the gradient to the input is conv2d.
+It is the adjoint of conv2d: every input pixel adds w, times its value, to a KH x KW patch of the output. So
+each of its three functions is one of conv2d's: forward is conv2d's gradient to its input, and the gradient to
+the input is conv2d.
 """
 
 from typing import NamedTuple
@@ -43,7 +44,7 @@ def conv_transpose2d(x, w, b=None, stride=1, padding=0):
 
 
 def conv_transpose2d_forward(x, w, b=None, stride=1, padding=0, kernels=None):
-    """conv_transpose2d, and the cache for its backward pass. `kernels`: the KernelSet (None: this package's functions)."""
+    """conv_transpose2d, and the cache for its backward pass. `kernels`: the KernelSet (None: conv.py)."""
     grad_x = conv.conv2d_grad_x if kernels is None else kernels.conv2d_grad_x
     stride, padding = conv._pair(stride), conv._pair(padding)
     y_shape = _output_shape(x.shape, w.shape, b, stride, padding)
@@ -54,7 +55,7 @@ def conv_transpose2d_forward(x, w, b=None, stride=1, padding=0, kernels=None):
 
 
 def conv_transpose2d_backward(dy, cache, kernels=None):
-    """Gradients of conv_transpose2d: dy (N, O, OH, OW) -> dx (N, C, H, W), dw (C, O, KH, KW), db (O,) or None."""
+    """Gradients: dy (N, O, OH, OW) -> dx (N, C, H, W), dw (C, O, KH, KW), db (O,) or None."""
     conv2d = conv.conv2d if kernels is None else kernels.conv2d
     grad_w = conv.conv2d_grad_w if kernels is None else kernels.conv2d_grad_w
     x, w, has_bias, stride, padding = cache
@@ -65,7 +66,7 @@ def conv_transpose2d_backward(dy, cache, kernels=None):
     # forward: <dy, y> = <dy, A.T x> = <A dy, x>: dw is that of conv2d with input dy and output gradient x
     dw = grad_w(x, dy, w.shape, stride, padding)
     # forward: y = ... + b, the same b at every pixel of every image
-    db = dy.sum(axis=3).sum(axis=(0, 2)) if has_bias else None
+    db = dy.sum(axis=(0, 2, 3)) if has_bias else None
     return dx, dw, db
 
 
@@ -75,7 +76,8 @@ def _output_shape(x_shape, w_shape, b, stride, padding):
         raise ValueError(f"x must be (N, C, H, W) and w (C, O, KH, KW), not {x_shape} and {w_shape}")
     if b is not None and b.shape != (w_shape[1],):
         raise ValueError(f"b must be ({w_shape[1]},), one number an output channel, not {b.shape}")
-    out_h, out_w = ((size - 1) * s - 2 * p + k for size, s, p, k in zip(x_shape[2:], stride, padding, w_shape[2:]))
+    out_h, out_w = ((size - 1) * s - 2 * p + k
+                    for size, s, p, k in zip(x_shape[2:], stride, padding, w_shape[2:]))
     if out_h < 1 or out_w < 1:
-        raise ValueError(f"padding {padding} leaves nothing of the output for x {x_shape} and w {w_shape}")
+        raise ValueError(f"padding {padding} leaves no output for x {x_shape} and w {w_shape}")
     return x_shape[0], w_shape[1], out_h, out_w

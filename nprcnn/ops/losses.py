@@ -1,8 +1,10 @@
 """The three losses of Mask R-CNN: softmax cross-entropy, binary cross-entropy with logits, smooth L1.
 
-Each forward is sum(elements) / normalizer, a 0-d scalar of the first argument's dtype, and 0 if there are no elements: an image without
-objects has no positives, and its loss must be 0 and not NaN. Each backward takes the gradient of that scalar and returns the gradient of
-the first argument; labels and targets get none. R: RoIs or anchors, K: classes with the background.
+Each forward is sum(elements) / normalizer, a 0-d scalar of the first argument's dtype, and 0 if there are no
+elements: an image without objects has no positives, and its loss must be 0 and not NaN. Each backward takes the
+gradient of that scalar and returns the gradient of the first argument; labels and targets get none.
+
+Letters: R RoIs or anchors, K classes with the background.
 """
 
 from typing import NamedTuple
@@ -32,7 +34,7 @@ class SmoothL1Cache(NamedTuple):
 
 
 def _normalizer(given, default, size):
-    """The divisor as a Python float, which leaves float32 arrays float32. An empty sum is divided by 1, whatever was given."""
+    """The divisor as a Python float, which leaves float32 arrays float32; 1 for an empty sum."""
     if size == 0:
         return 1.0
     normalizer = float(default if given is None else given)
@@ -65,13 +67,14 @@ def softmax_cross_entropy_forward(logits, labels, normalizer=None):
     L_cls of Fast R-CNN (arXiv 1504.08083), section 2.3.
     """
     if logits.ndim != 2 or labels.shape != logits.shape[:1]:
-        raise ValueError(f"softmax_cross_entropy needs logits (R, K) and labels (R,), got {logits.shape} and {labels.shape}")
+        raise ValueError(f"softmax_cross_entropy needs logits (R, K) and labels (R,), got {logits.shape} and "
+                         f"{labels.shape}")
     if labels.size and not (0 <= labels.min() and labels.max() < logits.shape[1]):
         raise ValueError(f"labels must lie in 0..{logits.shape[1] - 1}, got {labels.min()}..{labels.max()}")
     cache = SoftmaxCrossEntropyCache(logits, labels, _normalizer(normalizer, len(logits), len(logits)))
     if len(logits) == 0:
         return logits.dtype.type(0), cache
-    shifted = logits - logits.max(axis=1, keepdims=True)      # softmax does not change, and exp cannot overflow
+    shifted = logits - logits.max(axis=1, keepdims=True)  # softmax stays the same, and exp cannot overflow
     log_sum = np.log(np.exp(shifted).sum(axis=1))
     loss = (log_sum - shifted[np.arange(len(labels)), labels]).sum() / cache.normalizer
     return loss, cache
@@ -79,7 +82,8 @@ def softmax_cross_entropy_forward(logits, labels, normalizer=None):
 
 def softmax_cross_entropy_backward(dy, cache):
     """Gradient of the logits, (R, K)."""
-    # forward: loss = sum_r (log sum_k exp z[r, k] - z[r, label r]) / normalizer, so dz = (softmax(z) - onehot(label)) / normalizer
+    # forward: loss = sum_r (log sum_k exp z[r, k] - z[r, label of r]) / normalizer,
+    # so dz[r, k] = (softmax(z[r])[k] - (1 if k is the label of r else 0)) / normalizer
     dlogits = softmax(cache.logits, axis=1)
     dlogits[np.arange(len(cache.labels)), cache.labels] -= 1
     dlogits *= float(dy) / cache.normalizer
@@ -102,7 +106,7 @@ def bce_with_logits_forward(logits, targets, normalizer=None):
 
     References
     ----------
-    L_mask of Mask R-CNN (arXiv 1703.06870), section 3; the objectness loss of Faster R-CNN's RPN as one logit.
+    L_mask of Mask R-CNN (arXiv 1703.06870), section 3; the RPN's objectness loss with one logit an anchor.
     """
     _check_same_shape("bce_with_logits", logits, targets)
     targets = targets.astype(logits.dtype, copy=False)
@@ -119,7 +123,9 @@ def bce_with_logits_backward(dy, cache):
 
 
 def smooth_l1_forward(pred, target, beta, normalizer=None):
-    """Smooth L1: .5 d^2 / beta where |d| < beta, |d| - .5 beta elsewhere, d = pred - target, summed and divided by `normalizer`.
+    """Smooth L1 of d = pred - target: .5 d^2 / beta where |d| < beta, |d| - .5 beta elsewhere.
+
+    Summed and divided by `normalizer`.
 
     Parameters
     ----------
@@ -153,6 +159,7 @@ def smooth_l1_forward(pred, target, beta, normalizer=None):
 def smooth_l1_backward(dy, cache):
     """Gradient of the predictions, of their shape."""
     difference = cache.pred - cache.target
-    # forward: .5 d^2 / beta below beta, |d| - .5 beta above, so dd = d / beta below and sign(d) above: d / beta, clipped to -1..1
+    # forward: .5 d^2 / beta below beta, |d| - .5 beta above, so the slope is d / beta below and sign(d) above:
+    # both at once, d / beta clipped to -1..1
     slope = np.sign(difference) if cache.beta == 0 else np.clip(difference / cache.beta, -1, 1)
     return slope * (float(dy) / cache.normalizer)

@@ -1,18 +1,22 @@
-"""Non-maximum suppression: of boxes that overlap too much, only the one with the highest score stays. No gradient."""
+"""Non-maximum suppression: of boxes that overlap too much, only the one with the highest score stays.
+
+Nothing here has a gradient.
+"""
 
 import numpy as np
 
 from nprcnn.ops.boxes import box_iou
 
-# Boxes whose overlaps with all remaining boxes are computed at once. A larger block makes fewer NumPy calls but computes the overlaps
-# of more boxes that are suppressed within the block; the whole (n, n) matrix of the paper's 12000 proposals would not fit in memory.
+# The boxes whose IoU with all remaining boxes is computed at once. A larger block means fewer NumPy calls, but
+# more IoUs of boxes that the block itself suppresses. One (n, n) matrix for 12000 proposals would take 576 MB.
 BLOCK = 128
 
 
 def nms(boxes, scores, iou_threshold):
     """Indices of the boxes that survive greedy suppression.
 
-    Walk through the boxes by descending score; keep a box unless its IoU with one already kept is above the threshold.
+    Walk through the boxes by descending score; keep a box unless its IoU with one already kept is above the
+    threshold.
 
     Parameters
     ----------
@@ -22,16 +26,17 @@ def nms(boxes, scores, iou_threshold):
 
     Returns
     -------
-    (K,) int64 array of indices by descending score; equal scores keep the input's order (torchvision's convention).
+    (K,) int64 array of indices by descending score; equal scores keep the input's order (as in torchvision).
 
     Notes
     -----
-    By blocks of `BLOCK` boxes: one IoU matrix (block, remaining boxes), then a sweep of one `|=` for each kept box, then what is suppressed
-    leaves. So the Python loop runs over kept boxes only, and the memory is BLOCK x N.
+    By blocks: one IoU matrix (BLOCK, remaining boxes), then a sweep over the block with one `|=` for each box
+    kept; whatever is suppressed is out before the next block. Memory is BLOCK x N, and the work is with boxes
+    that are kept, but for those that fall within their own block.
     """
     if boxes.ndim != 2 or boxes.shape[1] != 4 or scores.shape != boxes.shape[:1]:
         raise ValueError(f"nms needs boxes (N, 4) and scores (N,), got {boxes.shape} and {scores.shape}")
-    # Compared in double precision, as torchvision's CPU kernel does: 0.3 rounded to float32 is larger than 0.3.
+    # Compared in double precision, as in torchvision on a CPU: an IoU of float32(0.3) is above 0.3.
     threshold = np.float64(iou_threshold)
     remaining = np.argsort(-scores, kind="stable")
     kept = []
@@ -64,11 +69,11 @@ def batched_nms(boxes, scores, groups, iou_threshold, kernels=None):
 
     Notes
     -----
-    One NMS a group. torchvision shifts each group by an offset larger than any coordinate and runs a single NMS, which is faster
-    on a GPU but rounds the shifted float32 coordinates.
+    One NMS a group. torchvision, for few boxes, shifts each group by more than any coordinate and runs a single
+    NMS, which rounds the shifted float32 coordinates.
     """
     if groups.shape != scores.shape:
-        raise ValueError(f"batched_nms needs one group a box, got groups {groups.shape} for scores {scores.shape}")
+        raise ValueError(f"batched_nms needs one group for each score, got {groups.shape} and {scores.shape}")
     suppress = nms if kernels is None else kernels.nms
     is_kept = np.zeros(len(scores), dtype=bool)
     for group in np.unique(groups):

@@ -1,10 +1,10 @@
 """Batch normalisation, trainable and frozen, and the backward passes.
 
-Ioffe and Szegedy, "Batch Normalization" (arXiv 1502.03167), algorithm 1; the conventions (biased variance to normalise,
-unbiased variance into the running average, momentum .1) are those of torch.nn.BatchNorm2d.
+Ioffe and Szegedy, "Batch Normalization" (arXiv 1502.03167), algorithm 1; the conventions (biased variance to
+normalise, unbiased variance into the running average, momentum .1) are those of torch.nn.BatchNorm2d.
 
-Letters: N images (or rows), C channels, P = H * W pixels of a plane (1 for rows), M = N * P values of each channel.
-Inside this file arrays are seen as (N, C, P), and numbers of a channel as (C, 1).
+Letters: N images (or rows), C channels, P = H * W pixels of a plane (1 for rows), M = N * P values a channel.
+Inside this file arrays are seen as (N, C, P), and one number a channel as (C, 1).
 """
 
 from typing import NamedTuple
@@ -43,7 +43,8 @@ def batch_norm_forward(x, weight, bias, running_mean, running_var, train=True, m
     y : shape of x
     cache : BatchNormCache
     (new_running_mean, new_running_var) : (C,) each
-        With train=False, and for an empty batch, the ones that were passed. No argument is modified: the caller assigns them.
+        With train=False, and for an empty batch, the ones that were passed. No argument is modified: the
+        caller assigns them.
 
     Raises
     ------
@@ -99,8 +100,8 @@ def batch_norm_backward(dy, cache):
 def frozen_batch_norm_forward(x, weight, bias, running_mean, running_var, eps=1e-5):
     """Batch norm that never learns: y = x * scale + shift, scale = weight / sqrt(running_var + eps).
 
-    Shapes, errors as batch_norm_forward. All four vectors are constants: only x has a gradient. The arithmetic is that of
-    torchvision.ops.FrozenBatchNorm2d.
+    Shapes and errors are those of batch_norm_forward. All four vectors are constants: only x has a gradient.
+    The arithmetic is that of torchvision.ops.FrozenBatchNorm2d.
     """
     _check(x, weight=weight, bias=bias, running_mean=running_mean, running_var=running_var)
     scale = weight / np.sqrt(running_var + eps)
@@ -124,8 +125,8 @@ def _planes(x):
 
 
 def _channel_sum(planes):
-    """Sum of each channel: (N, C, P) -> (C,). Pixels first: NumPy sums a contiguous axis pairwise, with little rounding."""
-    return planes.sum(axis=2).sum(axis=0)
+    """Sum of each channel: (N, C, P) -> (C,)."""
+    return planes.sum(axis=(0, 2))
 
 
 def _channel_dot(a, b):
@@ -138,7 +139,8 @@ def _check(x, **vectors):
         raise ValueError(f"x must be (N, C, H, W) or (N, C), not {x.shape}")
     for name, vector in vectors.items():
         if vector.shape != (x.shape[1],):
-            raise ValueError(f"{name} must be ({x.shape[1]},), one number a channel of x {x.shape}, not {vector.shape}")
+            raise ValueError(f"{name} must be ({x.shape[1]},), one number a channel of x {x.shape}, "
+                             f"not {vector.shape}")
 
 
 def _check_dy(dy, shape):

@@ -5,6 +5,18 @@ import numpy as np
 PADDING = 1
 
 
+def _grown_corners(boxes, m):
+    """Integer corners (n, 4) of boxes grown in the proportion (m + 2) / m; both ends belong to the box."""
+    # The order of these operations decides, by rounding, which integer a corner becomes; it is torchvision's.
+    growth = (m + 2 * PADDING) / m
+    half_w = (boxes[:, 2] - boxes[:, 0]) * 0.5 * growth
+    half_h = (boxes[:, 3] - boxes[:, 1]) * 0.5 * growth
+    centre_x = (boxes[:, 2] + boxes[:, 0]) * 0.5
+    centre_y = (boxes[:, 3] + boxes[:, 1]) * 0.5
+    corners = np.stack((centre_x - half_w, centre_y - half_h, centre_x + half_w, centre_y + half_h), axis=1)
+    return corners.astype(np.int64)
+
+
 def _stretch(out_length, first, stop, in_length, dtype):
     """Rows first..stop-1 of the (out_length, in_length) matrix of bilinear resizing, corners not aligned."""
     scale = np.array(in_length, dtype=dtype) / np.array(out_length, dtype=dtype)
@@ -22,8 +34,9 @@ def _stretch(out_length, first, stop, in_length, dtype):
 def paste_masks(masks, boxes, size):
     """Each mask resized to its box and pasted into an empty image.
 
-    The mask gets a border of one zero pixel and the box grows by the same proportion about its centre, so that a mask's edge can
-    fade to zero. The box is then cut to integers and the mask is stretched bilinearly over x1..x2 and y1..y2, the last pixel included.
+    The mask gets a border of one zero pixel and the box grows in proportion about its centre, so that the
+    mask's edge can fade to zero. The box is then cut to integers, and the mask is stretched bilinearly over x1..x2 and
+    y1..y2, the last pixel included.
 
     Parameters
     ----------
@@ -33,7 +46,8 @@ def paste_masks(masks, boxes, size):
 
     Returns
     -------
-    (n, H, W) array of the masks' dtype: soft masks, which `>= .5` makes binary. What lies outside the image is cut off.
+    (n, H, W) array of the masks' dtype: soft masks, which `>= .5` makes binary. What lies outside the image is
+    cut off.
 
     References
     ----------
@@ -51,14 +65,7 @@ def paste_masks(masks, boxes, size):
     m = masks.shape[1]
     padded = np.pad(masks, ((0, 0), (PADDING, PADDING), (PADDING, PADDING)))
 
-    # The order of these operations decides, by rounding, which integer a corner becomes; it is torchvision's.
-    growth = (m + 2 * PADDING) / m
-    half_w = (boxes[:, 2] - boxes[:, 0]) * 0.5 * growth
-    half_h = (boxes[:, 3] - boxes[:, 1]) * 0.5 * growth
-    centre_x = (boxes[:, 2] + boxes[:, 0]) * 0.5
-    centre_y = (boxes[:, 3] + boxes[:, 1]) * 0.5
-    corners = np.stack((centre_x - half_w, centre_y - half_h, centre_x + half_w, centre_y + half_h), axis=1).astype(np.int64)
-
+    corners = _grown_corners(boxes, m)
     image_masks = np.zeros((len(masks), height, width), dtype=masks.dtype)
     for mask, (x1, y1, x2, y2), image_mask in zip(padded, corners.tolist(), image_masks):
         w, h = max(x2 - x1 + 1, 1), max(y2 - y1 + 1, 1)

@@ -27,7 +27,8 @@ def max_pool2d(x, kernel, stride=None, padding=0):
     -------
     y : (N, C, OH, OW), OH = (H + 2 * padding - KH) // stride + 1
     index : (N, C, OH, OW) int64
-        Where y came from: the place iy * W + ix in the input's plane. The first of several equal values wins, in reading order.
+        Where y came from: the place iy * W + ix in the input's plane. Of equal values the first wins, in
+        reading order.
 
     Raises
     ------
@@ -38,16 +39,19 @@ def max_pool2d(x, kernel, stride=None, padding=0):
     out_h, out_w = _output_size(x.shape, (kh, kw), (sh, sw), (ph, pw))
     n, channels, height, width = x.shape
     y = np.full((n, channels, out_h, out_w), -np.inf, x.dtype, like=x)
-    tap = np.zeros(y.shape, np.int16, like=x)
+    tap = np.zeros(y.shape, np.int16, like=x)  # the winner's place in its window, i * KW + j
     for i in range(kh):
         rows, ys = _meeting(out_h, sh, i - ph, height)
         for j in range(kw):
             columns, xs = _meeting(out_w, sw, j - pw, width)
             # The windows whose place (i, j) lies in the image, and the pixels there: padding takes no part
             best, candidate = y[:, :, rows, columns], x[:, :, ys, xs]
-            np.copyto(tap[:, :, rows, columns], i * kw + j, where=candidate > best)
+            # A later winner has the larger place, so a maximum puts it in (far faster than a masked copy)
+            won = (candidate > best) * np.int16(i * kw + j)
+            np.maximum(tap[:, :, rows, columns], won, out=tap[:, :, rows, columns])
             np.maximum(best, candidate, out=best)
-    # From the place in the window to the place in the plane. The clips matter only where all values are -inf: the first pixel then
+    # From the place in the window to the place in the plane. The clips matter only for a window of nothing
+    # but -inf, where no candidate won: they choose its first pixel.
     place_y, place_x = np.divmod(np.arange(kh * kw, like=x), kw)
     index = np.maximum(place_y[tap] + (np.arange(out_h, like=x) * sh - ph)[:, None], 0)
     index *= width
@@ -58,7 +62,7 @@ def max_pool2d(x, kernel, stride=None, padding=0):
 def max_pool2d_grad(dy, index, x_shape):
     """Gradient of max_pool2d: dy, index (N, C, OH, OW) -> dx, of `x_shape` (N, C, H, W)."""
     if len(x_shape) != 4 or dy.shape != index.shape or dy.shape[:2] != tuple(x_shape[:2]):
-        raise ValueError(f"dy {dy.shape} and index {index.shape} must be equal in shape and fit x_shape {x_shape}")
+        raise ValueError(f"dy {dy.shape} and index {index.shape} must be alike and fit x_shape {x_shape}")
     n, channels, height, width = x_shape
     dx = np.zeros(n * channels * height * width, dy.dtype, like=dy)
     plane = np.arange(n * channels, like=index).reshape(n, channels, 1, 1) * (height * width)
@@ -68,7 +72,7 @@ def max_pool2d_grad(dy, index, x_shape):
 
 
 def max_pool2d_forward(x, kernel, stride=None, padding=0, kernels=None):
-    """max_pool2d's y, and the cache for its backward pass. `kernels`: the KernelSet that does the work (None: this file)."""
+    """max_pool2d's y, and the cache for its backward pass. `kernels`: the KernelSet (None: this file)."""
     pool = max_pool2d if kernels is None else kernels.max_pool2d
     y, index = pool(x, kernel, stride, padding)
     return y, MaxPool2dCache(index, x.shape)
@@ -110,9 +114,12 @@ def _meeting(out_size, stride, offset, size):
 def _output_size(x_shape, kernel, stride, padding):
     if len(x_shape) != 4:
         raise ValueError(f"x must be (N, C, H, W), not {x_shape}")
-    if min(kernel) < 1 or min(stride) < 1 or min(padding) < 0 or any(2 * p > k for p, k in zip(padding, kernel)):
-        raise ValueError(f"kernel {kernel} and stride {stride} must be positive, padding {padding} at most half the kernel")
-    out_h, out_w = ((size + 2 * p - k) // s + 1 for size, p, k, s in zip(x_shape[2:], padding, kernel, stride))
+    too_much = any(2 * p > k for p, k in zip(padding, kernel))
+    if min(kernel) < 1 or min(stride) < 1 or min(padding) < 0 or too_much:
+        raise ValueError(f"kernel {kernel} and stride {stride} must be positive, "
+                         f"padding {padding} at most half the kernel and not negative")
+    out_h, out_w = ((size + 2 * p - k) // s + 1
+                    for size, p, k, s in zip(x_shape[2:], padding, kernel, stride))
     if out_h < 1 or out_w < 1:
         raise ValueError(f"the window {kernel} is larger than x {x_shape} with padding {padding}")
     return out_h, out_w

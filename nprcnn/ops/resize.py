@@ -1,8 +1,9 @@
 """Nearest and bilinear resizing of features (the FPN's top-down path; images), and their backward passes.
 
-Both are separable: y = Ay @ x @ Ax.T for every plane, where each row of Ay and Ax holds one 1 (nearest) or two weights (bilinear).
-Forward takes those rows instead of multiplying by the zeros; backward is the adjoint, dx = Ay.T @ dy @ Ax.
-The conventions are those of torch.nn.functional.interpolate(size=..., align_corners=False, antialias=False).
+Both are separable: y = Ay @ x @ Ax.T for every plane, where each row of Ay and Ax holds a single 1 (nearest)
+or two weights (bilinear). Forward takes the rows of x that those meet instead of multiplying by zeros;
+backward is the adjoint, dx = Ay.T @ dy @ Ax. The conventions are those of
+torch.nn.functional.interpolate(size=..., align_corners=False, antialias=False).
 """
 
 from typing import NamedTuple
@@ -17,7 +18,8 @@ class ResizeCache(NamedTuple):
 def resize_nearest(x, size):
     """Resize by copying pixels: x (N, C, H, W) of any dtype, size (OH, OW) -> y (N, C, OH, OW).
 
-    Output row i is input row floor(i * H / OH), with the quotient in float32 whatever x is: PyTorch's "nearest".
+    Output row i is input row floor(i * (H / OH)), in float32 whatever x is, so that all dtypes choose the
+    same pixels: PyTorch's "nearest" for float32. (Its float64 differs at a few exact ties: 17 -> 799.)
     ValueError: not four dimensions, or an empty size.
     """
     _check(x.shape, size)
@@ -28,16 +30,15 @@ def resize_nearest(x, size):
 def resize_nearest_grad(dy, x_shape):
     """Gradient of resize_nearest: dy (N, C, OH, OW) -> dx, of `x_shape` (N, C, H, W)."""
     _check_grad(dy.shape, x_shape)
-    # forward: y = x[ys], so dx[k] = sum of dy over the rows i with ys[i] = k; likewise the columns
-    for axis in (2, 3):
-        dy = _sum_equal(dy, _nearest(x_shape[axis], dy.shape[axis], dy), x_shape[axis], axis)
-    return dy
+    n_in, n_out = x_shape[2:], dy.shape[2:]
+    return _multiply_transposed(dy, *(_nearest_matrix(*sizes, dy) for sizes in zip(n_in, n_out)))
 
 
 def resize_bilinear(x, size):
-    """Resize by linear interpolation along both axes: x (N, C, H, W) floating, size (OH, OW) -> y (N, C, OH, OW).
+    """Resize by linear interpolation: x (N, C, H, W) floating, size (OH, OW) -> y (N, C, OH, OW).
 
-    Pixel centres are at half integers: output row i samples input row (i + .5) * H / OH - .5, clamped to the first and last row.
+    Pixel centres are at half integers: output row i samples input row (i + .5) * H / OH - .5, clamped to the
+    first and last row.
     ValueError: not four dimensions, not floating, or an empty size.
     """
     _check(x.shape, size)
@@ -59,13 +60,12 @@ def resize_bilinear(x, size):
 def resize_bilinear_grad(dy, x_shape):
     """Gradient of resize_bilinear: dy (N, C, OH, OW) -> dx, of `x_shape` (N, C, H, W)."""
     _check_grad(dy.shape, x_shape)
-    ay, ax = (_linear_matrix(x_shape[axis], dy.shape[axis], dy) for axis in (2, 3))
-    # forward: y = Ay @ x @ Ax.T, so dx = Ay.T @ dy @ Ax
-    return np.matmul(ay.T, np.matmul(dy, ax))
+    n_in, n_out = x_shape[2:], dy.shape[2:]
+    return _multiply_transposed(dy, *(_linear_matrix(*sizes, dy) for sizes in zip(n_in, n_out)))
 
 
 def resize_nearest_forward(x, size, kernels=None):
-    """resize_nearest, and the cache for its backward pass. `kernels`: the KernelSet that does the work (None: this file)."""
+    """resize_nearest, and the cache for its backward pass. `kernels`: the KernelSet (None: this file)."""
     resize = resize_nearest if kernels is None else kernels.resize_nearest
     return resize(x, size), ResizeCache(x.shape)
 
@@ -77,7 +77,7 @@ def resize_nearest_backward(dy, cache, kernels=None):
 
 
 def resize_bilinear_forward(x, size, kernels=None):
-    """resize_bilinear, and the cache for its backward pass. `kernels`: the KernelSet that does the work (None: this file)."""
+    """resize_bilinear, and the cache for its backward pass. `kernels`: the KernelSet (None: this file)."""
     resize = resize_bilinear if kernels is None else kernels.resize_bilinear
     return resize(x, size), ResizeCache(x.shape)
 
@@ -94,24 +94,20 @@ def _nearest(n_in, n_out, like):
     return np.minimum((np.arange(n_out, dtype=np.float32, like=like) * scale).astype(np.int64), n_in - 1)
 
 
-def _sum_equal(dy, index, n_in, axis):
-    """Sum the rows of dy (along `axis`) that have the same index: index (n_out,), not decreasing -> n_in rows."""
-    first = np.searchsorted(index, np.arange(n_in + 1, like=index))  # rows first[k] to first[k + 1] have index k
-    count = np.diff(first)
-    dx = np.zeros((*dy.shape[:axis], n_in, *dy.shape[axis + 1:]), dy.dtype, like=dy)
-    rows, totals = np.moveaxis(dy, axis, 0), np.moveaxis(dx, axis, 0)
-    for nth in range(int(count.max())):
-        has = np.flatnonzero(count > nth)
-        totals[has] += rows[first[has] + nth]
-    return dx
+def _nearest_matrix(n_in, n_out, like):
+    """The choice of pixels as a matrix (n_out, n_in), a single 1 a row."""
+    matrix = np.zeros((n_out, n_in), like.dtype, like=like)
+    matrix[np.arange(n_out, like=like), _nearest(n_in, n_out, like)] = 1
+    return matrix
 
 
 def _linear(n_in, n_out, like):
-    """The two neighbours of each output's sampling point and the weight of the second: (n_out,) each, in like's dtype."""
-    scale = like.dtype.type(n_in) / like.dtype.type(n_out)
-    point = np.maximum((np.arange(n_out, dtype=like.dtype, like=like) + like.dtype.type(0.5)) * scale - like.dtype.type(0.5), 0)
+    """The neighbours of each output's sampling point and the second one's weight: (n_out,) each."""
+    number = like.dtype.type
+    scale, half = number(n_in) / number(n_out), number(0.5)
+    point = np.maximum((np.arange(n_out, dtype=like.dtype, like=like) + half) * scale - half, 0)
     low = np.minimum(point.astype(np.int64), n_in - 1)
-    return low, np.minimum(low + 1, n_in - 1), (point - low).astype(like.dtype)
+    return low, np.minimum(low + 1, n_in - 1), point - low.astype(like.dtype)
 
 
 def _linear_matrix(n_in, n_out, like):
@@ -121,6 +117,12 @@ def _linear_matrix(n_in, n_out, like):
     matrix[rows, low] = 1 - weight
     matrix[rows, high] += weight  # at the last input row both neighbours are the same
     return matrix
+
+
+def _multiply_transposed(dy, ay, ax):
+    """dy (N, C, OH, OW), Ay (OH, H), Ax (OW, W) -> dx (N, C, H, W)."""
+    # forward: y = Ay @ x @ Ax.T, so dx = Ay.T @ dy @ Ax
+    return np.matmul(ay.T, np.matmul(dy, ax))
 
 
 def _check(shape, size):

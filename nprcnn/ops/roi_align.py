@@ -1,15 +1,18 @@
-"""RoIAlign: a box of any size cut out of a feature map and resampled to a fixed grid, without rounding any coordinate.
+"""RoIAlign: a box of any size, cut out of a feature map and resampled to a fixed grid without rounding.
 
-Each of the oh x ow bins of a RoI averages s x s samples, each interpolated bilinearly between four pixels. A sample point's weight on pixel
-(i, j) is (weight of its y on row i) times (weight of its x on column j), and the points of a bin form a grid; so the whole operation splits:
+Each of the oh x ow bins of a RoI averages s x s samples, each interpolated bilinearly between four pixels.
+A sample's weight on pixel (i, j) is (weight of its y on row i) times (weight of its x on column j), and the
+samples of a bin form a grid; so the whole operation splits into two small matrix products:
 
     y[r, c] = Wy[r] @ features[n, c] @ Wx[r].T        Wy[r] (oh, H), Wx[r] (ow, W)
 
-Row o of Wy[r] is the mean of its bin's interpolation weights: at most 2 s nonzero numbers. The backward pass is the transposed product.
+Row o of Wy[r] is the mean of the interpolation weights of bin o: at most 2 s nonzero numbers. Backward is the
+adjoint, dfeatures[n, c] += Wy[r].T @ dy[r, c] @ Wx[r].
 
 Letters: N images, C channels, H x W feature map, R RoIs, oh x ow output bins.
 
-References: Mask R-CNN (arXiv 1703.06870), section 3, "RoIAlign". The rules at the border, and aligned=True, are torchvision's and Detectron2's.
+References: Mask R-CNN (arXiv 1703.06870), section 3, "RoIAlign". The rules at the border are torchvision's;
+aligned=True is Detectron2's.
 """
 
 from typing import NamedTuple
@@ -31,7 +34,8 @@ def check_rois(rois, x_shape, output_size):
 
     Raises
     ------
-    ValueError : wrong shapes, RoIs that are not finite, an image index outside 0..N-1, an empty output or feature map.
+    ValueError : wrong shapes, RoIs that are not finite, an image index outside 0..N-1, an empty output or
+        feature map.
     """
     size = (output_size, output_size) if np.ndim(output_size) == 0 else tuple(output_size)
     if len(x_shape) != 4:
@@ -46,7 +50,8 @@ def check_rois(rois, x_shape, output_size):
         if not np.isfinite(rois).all():
             raise ValueError("rois must be finite, got NaN or infinity")
         if rois[:, 0].min() < 0 or rois[:, 0].max() >= x_shape[0]:
-            raise ValueError(f"rois name images {rois[:, 0].min():g}..{rois[:, 0].max():g}, but features have shape {tuple(x_shape)}")
+            raise ValueError(f"rois name images {rois[:, 0].min():g}..{rois[:, 0].max():g}, but features have "
+                             f"shape {tuple(x_shape)}")
     return int(size[0]), int(size[1])
 
 
@@ -65,6 +70,9 @@ def _interpolation_matrices(start, side, bins, length, sampling_ratio):
     weights : (R, bins, length) array
     first, stop : lists of R ints; outside first..stop-1 the weights of a RoI are 0
     """
+    # All samples lie between the two ends, which a RoI of negative side (only if aligned) has exchanged.
+    ends = np.clip(np.stack((start, start + side)), 0, length - 1).astype(np.intp)
+    first, stop = ends.min(axis=0), np.minimum(ends.max(axis=0) + 2, length)
     rois, bin_index = np.arange(len(start))[:, None], np.arange(bins)
     start, bin_side = start[:, None], (side / bins)[:, None]
     if sampling_ratio > 0:
@@ -74,11 +82,9 @@ def _interpolation_matrices(start, side, bins, length, sampling_ratio):
     divisor = np.maximum(count, 1)
     bin_start = start + bin_index.astype(start.dtype) * bin_side
     weights = np.zeros((len(start), bins, length), dtype=start.dtype)
-    first = np.full(len(start), length - 1)
-    last = np.zeros(len(start), dtype=first.dtype)
     for i in range(int(count.max(initial=0))):
         point = bin_start + (i + 0.5) * bin_side / divisor      # (R, bins)
-        # A sample more than a pixel outside the map counts as 0; a RoI with fewer samples than others has no i-th one.
+        # A sample more than a pixel outside the map counts as 0. Not every RoI has an i-th sample.
         share = ((point >= -1) & (point <= length) & (i < count)) / divisor
         point = np.clip(point, 0, length - 1)
         floor = np.floor(point)
@@ -88,9 +94,7 @@ def _interpolation_matrices(start, side, bins, length, sampling_ratio):
         # Within one statement no element is named twice, so that += does not lose any.
         weights[rois, bin_index, low] += (1 - fraction) * share
         weights[rois, bin_index, high] += fraction * share
-        first = np.minimum(first, low.min(axis=1))
-        last = np.maximum(last, high.max(axis=1))
-    return weights, first.tolist(), (np.maximum(first, last) + 1).tolist()
+    return weights, first.tolist(), stop.tolist()
 
 
 def _roi_matrices(rois, x_shape, spatial_scale, output_size, sampling_ratio, aligned, dtype):
@@ -114,8 +118,8 @@ def roi_align(features, rois, spatial_scale, output_size, sampling_ratio=2, alig
     spatial_scale : float, feature pixels an image pixel (1/16 for stride 16)
     output_size : int or (oh, ow)
     sampling_ratio : int, samples a bin and axis; <= 0: ceil(RoI side / output side), adaptive
-    aligned : True shifts by half a pixel, so that pixel centres lie at integers + .5 (Detectron2); False gives RoIs a least side of 1
-        (torchvision's default)
+    aligned : True shifts by half a pixel, so that pixel centres lie at integers + .5 (Detectron2); False does
+        not, and gives RoIs a least side of 1 (torchvision's default)
 
     Returns
     -------
@@ -129,11 +133,12 @@ def roi_align(features, rois, spatial_scale, output_size, sampling_ratio=2, alig
     if features.dtype.kind != "f":
         raise ValueError(f"features must be floating point, got {features.dtype}")
     channels = features.shape[1]
-    wy, y1, y2, wx, x1, x2 = _roi_matrices(rois, features.shape, spatial_scale, (out_h, out_w), sampling_ratio, aligned, features.dtype)
+    wy, y1, y2, wx, x1, x2 = _roi_matrices(rois, features.shape, spatial_scale, (out_h, out_w), sampling_ratio,
+                                           aligned, features.dtype)
     y = np.empty((len(rois), out_h, out_w, channels), dtype=features.dtype)
     image_of_roi = rois[:, 0].astype(np.intp)
     for image in np.unique(image_of_roi):
-        # Channels last: both products are then large matrix products, not C small ones.
+        # Channels last: a few products with rows of w * C or C numbers, not C products of tiny matrices.
         plane = np.ascontiguousarray(features[image].transpose(1, 2, 0))      # (H, W, C)
         for r in np.flatnonzero(image_of_roi == image).tolist():
             rows, cols = slice(y1[r], y2[r]), slice(x1[r], x2[r])
@@ -157,7 +162,8 @@ def roi_align_grad(dy, rois, x_shape, spatial_scale, output_size, sampling_ratio
     n, channels, height, width = x_shape
     if dy.shape != (len(rois), channels, out_h, out_w):
         raise ValueError(f"dy must have shape {(len(rois), channels, out_h, out_w)}, got {dy.shape}")
-    wy, y1, y2, wx, x1, x2 = _roi_matrices(rois, x_shape, spatial_scale, (out_h, out_w), sampling_ratio, aligned, dy.dtype)
+    wy, y1, y2, wx, x1, x2 = _roi_matrices(rois, x_shape, spatial_scale, (out_h, out_w), sampling_ratio,
+                                           aligned, dy.dtype)
     dy = np.ascontiguousarray(dy.transpose(0, 2, 3, 1))                       # (R, oh, ow, C)
     dx = np.zeros((n, channels, height, width), dtype=dy.dtype)
     image_of_roi = rois[:, 0].astype(np.intp)
@@ -166,17 +172,18 @@ def roi_align_grad(dy, rois, x_shape, spatial_scale, output_size, sampling_ratio
         for r in np.flatnonzero(image_of_roi == image).tolist():
             rows, cols = slice(y1[r], y2[r]), slice(x1[r], x2[r])
             h, w = y2[r] - y1[r], x2[r] - x1[r]
-            # forward: y = Wx columns for each output row, so dcolumns = Wx^T dy
+            # forward: y = Wx @ columns, so dcolumns = Wx.T @ dy
             dcolumns = wx[r, :, cols].T @ dy[r]                               # (oh, w, C)
-            # forward: columns = Wy crop, so dcrop = Wy^T dcolumns; RoIs overlap, so their gradients add
+            # forward: columns = Wy @ crop, so dcrop = Wy.T @ dcolumns; RoIs overlap, so their gradients add
             dcrop = wy[r, :, rows].T @ dcolumns.reshape(out_h, w * channels)
             dplane[rows, cols] += dcrop.reshape(h, w, channels)
         dx[image] = dplane.transpose(2, 0, 1)
     return dx
 
 
-def roi_align_forward(features, rois, spatial_scale, output_size, sampling_ratio=2, aligned=False, kernels=None):
-    """`roi_align` and the cache for its backward; kernels: the KernelSet that does the work (None: the functions above).
+def roi_align_forward(features, rois, spatial_scale, output_size, sampling_ratio=2, aligned=False,
+                      kernels=None):
+    """`roi_align`, and the cache for its backward. `kernels`: the KernelSet that does the work (None: NumPy).
 
     Returns
     -------
@@ -189,6 +196,7 @@ def roi_align_forward(features, rois, spatial_scale, output_size, sampling_ratio
 
 
 def roi_align_backward(dy, cache, kernels=None):
-    """Gradient of the features, (N, C, H, W). The RoIs get none: proposals are constants for the second stage."""
+    """Gradient of the features, (N, C, H, W). The RoIs get none: the second stage takes them as constants."""
     grad = roi_align_grad if kernels is None else kernels.roi_align_grad
-    return grad(dy, cache.rois, cache.x_shape, cache.spatial_scale, cache.output_size, cache.sampling_ratio, cache.aligned)
+    return grad(dy, cache.rois, cache.x_shape, cache.spatial_scale, cache.output_size, cache.sampling_ratio,
+                cache.aligned)

@@ -1,10 +1,12 @@
-"""RoIPool: the maximum of the features in each bin of a RoI, after rounding the RoI and its bins to whole pixels.
+"""RoIPool: the maximum of the features in each bin of a RoI, after rounding RoI and bins to whole pixels.
 
-What RoIAlign replaced: the rounding moves a mask by up to half a feature pixel, which is 8 image pixels at stride 16 (Mask R-CNN, table 2c).
+What RoIAlign replaced: the rounding moves a mask by up to half a feature pixel, which is 8 image pixels at
+stride 16 (Mask R-CNN, table 2c).
 
 Letters: N images, C channels, H x W feature map, R RoIs, oh x ow output bins.
 
-References: Fast R-CNN (arXiv 1504.08083), section 2.1. The rounding is torchvision's: half away from zero, and the pixel at x2 belongs to the RoI.
+References: Fast R-CNN (arXiv 1504.08083), section 2.1. The rounding is torchvision's: half away from zero, and
+the pixel at x2 belongs to the RoI.
 """
 
 from typing import NamedTuple
@@ -26,7 +28,7 @@ def _round_half_away(x):
 
 
 def _bin_edges(first, last, bins, length, dtype):
-    """First and one-past-last pixel of every bin along one axis, (R, bins) int arrays; an empty bin has first >= stop."""
+    """First and one-past-last pixel of every bin along one axis, (R, bins) int arrays; empty: start >= stop."""
     side = np.maximum(last - first + 1, 1)[:, None]
     bin_side = side / np.array(bins, dtype=dtype)
     index = np.arange(bins + 1, dtype=dtype)
@@ -48,7 +50,8 @@ def roi_pool(features, rois, spatial_scale, output_size):
     Returns
     -------
     y : (R, C, oh, ow) array of the features' dtype; an empty bin is 0
-    index : (R, C, oh, ow) int64 array, where each maximum was found: iy * W + ix; the first one wins; -1 for an empty bin
+    index : (R, C, oh, ow) int64 array, where each maximum was found: iy * W + ix. The first one wins; an empty
+        bin has -1.
 
     Raises
     ------
@@ -57,29 +60,33 @@ def roi_pool(features, rois, spatial_scale, output_size):
     out_h, out_w = check_rois(rois, features.shape, output_size)
     if features.dtype.kind != "f":
         raise ValueError(f"features must be floating point, got {features.dtype}")
-    _, channels, height, width = features.shape
+    n, channels, height, width = features.shape
     boxes = _round_half_away(rois[:, 1:].astype(features.dtype) * float(spatial_scale))
     x_start, x_stop = _bin_edges(boxes[:, 0], boxes[:, 2], out_w, width, features.dtype)
     y_start, y_stop = _bin_edges(boxes[:, 1], boxes[:, 3], out_h, height, features.dtype)
     empty = (y_stop <= y_start)[:, :, None] | (x_stop <= x_start)[:, None, :]      # (R, oh, ow)
 
-    y = np.zeros((len(rois), channels, out_h, out_w), dtype=features.dtype)
+    # Channels last here: pixels are gathered C numbers at a time.
+    pixels = np.ascontiguousarray(features.transpose(0, 2, 3, 1)).reshape(n, height * width, channels)
+    y = np.zeros((len(rois), out_h, out_w, channels), dtype=features.dtype)
     index = np.full(y.shape, -1, dtype=np.int64)
+    bin_y, bin_x = np.arange(out_h)[:, None, None], np.arange(out_w)[:, None]
     for r, image in enumerate(rois[:, 0].astype(np.intp).tolist()):
         if empty[r].all():
             continue
-        # Every bin gets the largest bin's shape by repeating its own last row and column: the maximum and the first place of it stay.
+        # Every bin gets the largest bin's shape by repeating its own last row and column, which changes
+        # neither the maximum nor the first place where it is found.
         tall, wide = (y_stop[r] - y_start[r]).max(), (x_stop[r] - x_start[r]).max()
-        rows = np.clip(y_start[r][:, None] + np.arange(tall), 0, np.maximum(y_stop[r] - 1, 0)[:, None])     # (oh, tall)
-        cols = np.clip(x_start[r][:, None] + np.arange(wide), 0, np.maximum(x_stop[r] - 1, 0)[:, None])     # (ow, wide)
-        place = (rows[:, None, :, None] * width + cols[None, :, None, :]).reshape(out_h, out_w, tall * wide)
-        windows = features[image].reshape(channels, height * width)[:, place]      # (C, oh, ow, tall wide)
-        best = windows.argmax(axis=-1)
-        y[r] = np.take_along_axis(windows, best[..., None], axis=-1)[..., 0]
-        index[r] = np.take_along_axis(np.broadcast_to(place, windows.shape), best[..., None], axis=-1)[..., 0]
-        y[r][:, empty[r]] = 0
-        index[r][:, empty[r]] = -1
-    return y, index
+        rows = np.minimum(np.arange(tall)[:, None] + y_start[r], np.maximum(y_stop[r] - 1, 0))      # (tall, oh)
+        cols = np.minimum(np.arange(wide)[:, None] + x_start[r], np.maximum(x_stop[r] - 1, 0))      # (wide, ow)
+        place = (rows[:, None, :, None] * width + cols[None, :, None, :]).reshape(tall * wide, out_h, out_w)
+        windows = pixels[image].take(place, axis=0)                            # (tall wide, oh, ow, C)
+        largest = windows.max(axis=0)
+        first = (windows == largest).argmax(axis=0)
+        y[r] = largest
+        index[r] = place[first, bin_y, bin_x]
+    y[empty], index[empty] = 0, -1
+    return np.ascontiguousarray(y.transpose(0, 3, 1, 2)), np.ascontiguousarray(index.transpose(0, 3, 1, 2))
 
 
 def roi_pool_grad(dy, index, rois, x_shape):
@@ -98,18 +105,19 @@ def roi_pool_grad(dy, index, rois, x_shape):
     """
     n, channels, height, width = x_shape
     if dy.shape != index.shape or dy.shape[:2] != (len(rois), channels):
-        raise ValueError(f"dy and index must have one shape ({len(rois)}, {channels}, oh, ow), got {dy.shape} and {index.shape}")
+        raise ValueError(f"dy and index must both have shape ({len(rois)}, {channels}, oh, ow), got {dy.shape} "
+                         f"and {index.shape}")
     dx = np.zeros(n * channels * height * width, dtype=dy.dtype)
     plane = rois[:, 0].astype(np.int64)[:, None] * channels + np.arange(channels)      # (R, C)
     place = plane[:, :, None, None] * (height * width) + index
     found = index >= 0
-    # forward: y = x[index], so dx[index] += dy; bins and RoIs overlap, and add.at does not lose a repeated place
+    # forward: y = x[index], so dx[index] += dy; bins and RoIs overlap, and add.at loses no repeated place
     np.add.at(dx, place[found], dy[found])
     return dx.reshape(n, channels, height, width)
 
 
 def roi_pool_forward(features, rois, spatial_scale, output_size, kernels=None):
-    """`roi_pool` and the cache for its backward; kernels: the KernelSet that does the work (None: the functions above).
+    """`roi_pool`, and the cache for its backward. `kernels`: the KernelSet that does the work (None: NumPy).
 
     Returns
     -------

@@ -39,6 +39,8 @@ def read_weights(path):
         raise WeightsError(f"{path}: weights of kind {path.suffix or '(no suffix)'} are not known; "
                            "give a .safetensors or .npz file")
     for name, array in state.items():
+        if array.dtype.kind not in "fiub":
+            raise WeightsError(f"{path}: {name} is of type {array.dtype}, not numbers; this is not a file of weights")
         if not np.isfinite(array).all():
             raise WeightsError(f"{path}: {name} holds NaN or infinity; the file is damaged or its training diverged")
     return state

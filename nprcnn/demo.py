@@ -1,0 +1,57 @@
+"""`nprcnn demo`: learn from nothing for two minutes, then lead one new image through every stage of a trained model."""
+
+import numpy as np
+
+from . import viz
+from .data.shapes import Shapes
+from .errors import ConfigError
+from .models import maskrcnn_tiny
+from .recipes import train_demo
+from .trace import Trace
+
+
+def demo(out, quick=False, seed=0):
+    """Train (unless quick) and print "mask AP50 0.xx"; then write a picture of each stage to the folder `out`."""
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"--out {out} is a file; give a folder")
+    out.mkdir(parents=True, exist_ok=True)
+    if not quick:
+        print("A Mask R-CNN learns from random weights, on scenes made as it goes. The bar shows its five losses:")
+        print("obj (is this anchor an object?), rpn-box (where exactly?), cls (which class?), box (where exactly?), mask.")
+        _, ap50 = train_demo(seed)
+        print(f"mask AP50 {ap50:.2f}")
+        print()
+    model = maskrcnn_tiny(weights="shapes")
+    image, _ = Shapes.held_out(10_000)[9_000 + seed % 1000]
+    print("The weights that come with the package, on one new image. Every stage's tensors, by name:")
+    trace = Trace()
+    result = model.predict(image, trace=trace)
+    print(trace)
+    print()
+    for name, figure in stage_figures(model, image, trace, result):
+        viz.save(figure, out / name)
+        print(f"wrote {out / name}")
+
+
+def stage_figures(model, image, trace, result):
+    """Yield (file name, figure) for each stage of one image's prediction, in order."""
+    anchors = trace["rpn.anchors"]
+    before, proposals = trace["rpn.proposals_before_nms"][0], trace["rpn.proposals"][0]
+    scores, levels = trace["rpn.proposal_scores"][0], trace["roi_heads.levels"][0]
+    # the boxes of these stages are in pixels of the network's input, which is this image at another size
+    height, width = image.shape[:2]
+    scale = min(model.min_size / min(height, width), model.max_size / max(height, width))
+    names = model.class_names or Shapes.class_names
+
+    yield "0_image.png", viz.draw_detections(image, np.zeros((0, 4)), title="the image")
+    for level in ("p2", "p3", "p4"):
+        yield f"1_features_{level}.png", viz.draw_feature_maps(trace[f"fpn.{level}"][0], title=f"pyramid level {level.upper()}")
+    yield "2_anchors.png", viz.draw_anchors(image, anchors / scale)
+    yield "3_proposals_before_nms.png", viz.draw_boxes(image, before / scale, title=f"{len(before)} boxes before NMS")
+    yield "4_proposals.png", viz.draw_boxes(image, proposals / scale, values=scores,
+                                            title=f"{len(proposals)} proposals after NMS, by objectness")
+    yield "5_rois_by_level.png", viz.draw_rois_by_level(image, proposals / scale, levels)
+    labels = result.labels
+    logits = trace["roi_heads.mask_logits"][np.arange(len(labels)), labels]
+    yield "6_mask_logits.png", viz.draw_mask_logits(logits, [f"{names[l]} {s:.2f}" for l, s in zip(labels, result.scores)])
+    yield "7_detections.png", viz.draw_detections(image, *result[:4], class_names=names, title="detections")
