@@ -184,9 +184,9 @@ def style():
 
 
 PARTS = {     # of a Mask R-CNN: place in the figure, text
-    "image": (0, 1, "image"), "resnet": (1.2, 1, "ResNet\nC2 .. C5"), "fpn": (2.4, 1, "pyramid\nP2 .. P6"),
-    "rpn": (3.6, 1.85, "RPN"), "roi_align": (4.8, 1, "RoIAlign"), "box_head": (6, 1.6, "box head"),
-    "mask_head": (6, 0.4, "mask head"), "losses": (7.4, 1, "five\nlosses"),
+    "image": (0, 0.7, "image"), "resnet": (1.2, 0.7, "ResNet\nC2 .. C5"), "fpn": (2.5, 0.7, "pyramid\nP2 .. P6"),
+    "rpn": (3.6, 1.75, "RPN"), "roi_align": (4.6, 0.7, "RoIAlign"), "box_head": (6, 1.0, "box head"),
+    "mask_head": (6, 0.2, "mask head"), "losses": (7.4, 1.6, "five\nlosses"),
 }
 FLOWS = [("image", "resnet"), ("resnet", "fpn"), ("fpn", "rpn"), ("fpn", "roi_align"), ("roi_align", "box_head"),
          ("roi_align", "mask_head"), ("rpn", "losses"), ("box_head", "losses"), ("mask_head", "losses")]
@@ -195,24 +195,27 @@ FLOWS = [("image", "resnet"), ("resnet", "fpn"), ("fpn", "rpn"), ("fpn", "roi_al
 def where_we_are(*here, backward=False):
     """Draw a Mask R-CNN with the parts `here` (names of PARTS) filled; `backward` adds the gradients' way back."""
     import matplotlib.pyplot as plt
-    axes = plt.subplots(figsize=(8, 2.3))[1]
-    shift = 0.07 if backward else 0
-
-    def arrow(a, b, colour, dy, style="-"):
-        axes.annotate("", (b[0], b[1] + dy), (a[0], a[1] + dy), arrowprops=dict(
-            arrowstyle="-|>", color=colour, linestyle=style, shrinkA=26, shrinkB=26, linewidth=1.3))
-
-    for a, b in FLOWS:
-        arrow(PARTS[a], PARTS[b], FORWARD, shift)
-        if backward and a != "image":     # the image needs no gradient
-            arrow(PARTS[b], PARTS[a], BACKWARD, -shift)
-    arrow(PARTS["rpn"], PARTS["roi_align"], FORWARD, 0, ":")     # boxes, which are constants on the way back
+    figure, axes = plt.subplots(figsize=(8, 2.2))
+    axes.set(xlim=(-0.5, 7.9), ylim=(0, 2))
+    axes.axis("off")
+    boxes = {}
     for name, (x, y, text) in PARTS.items():
         face, ink = ("#404040", "white") if name in here else ("#eeeeee", "black")
-        axes.text(x, y, text, ha="center", va="center", color=ink, fontsize=9,
-                  bbox=dict(boxstyle="round,pad=0.45", facecolor=face, edgecolor="#808080"))
-    axes.set(xlim=(-0.5, 7.9), ylim=(0.1, 2.2))
-    axes.axis("off")
+        boxes[name] = axes.text(x, y, text, ha="center", va="center", color=ink, fontsize=9,
+                                bbox=dict(boxstyle="round,pad=0.45", facecolor=face, edgecolor="#808080"))
+    figure.draw_without_rendering()     # the arrows end at the boxes' edges, which exist only now
+
+    def arrow(a, b, colour, style="-"):
+        axes.annotate("", PARTS[b][:2], PARTS[a][:2], arrowprops=dict(
+            arrowstyle="-|>", color=colour, linestyle=style, linewidth=1.3, shrinkA=2, shrinkB=2,
+            patchA=boxes[a].get_bbox_patch(), patchB=boxes[b].get_bbox_patch(),
+            connectionstyle="arc3,rad=-0.12" if backward else "arc3"))
+
+    for a, b in FLOWS:
+        arrow(a, b, FORWARD)
+        if backward and a != "image":     # the image needs no gradient
+            arrow(b, a, BACKWARD)
+    arrow("rpn", "roi_align", FORWARD, ":")     # boxes, which are constants on the way back
 
 
 # ---- 01: what a backward pass is ----

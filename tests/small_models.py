@@ -1,5 +1,7 @@
 """Small models for the tests: the numbers of reference/seeded.py in them, or random ones."""
 
+from pathlib import Path
+
 import numpy as np
 from reference import seeded
 
@@ -32,3 +34,46 @@ def gradient_dots(layer, prefix=""):
 def snapshot(layer):
     """{name: bytes} of everything in the state dict, to see whether a call changed anything."""
     return {name: array.tobytes() for name, array in layer.state_dict().items()}
+
+
+REFERENCE = np.load(Path(__file__).parent / "reference" / "models.npz")
+
+
+def tiny_image_model(**options):
+    """The small model for images a quarter as large, with few RoIs: what many forward passes are needed on."""
+    settings = dict(min_size=64, max_size=96, rpn_batch_size_per_image=64, rpn_post_nms_top_n_train=12, box_batch_size_per_image=16)
+    return small_model(**{**settings, **options})
+
+
+def derivative_errors(model, images, targets, cache, directions, eps):
+    """Relative errors of <gradient, v> against central differences of the summed losses, decisions frozen.
+
+    directions: lists with one array a parameter, or None where the parameter stays. The gradients are the parameters' own.
+    """
+    parameters = model.parameters()
+    here = [p.data for p in parameters]
+
+    def losses_at(step, direction):
+        for p, data, v in zip(parameters, here, direction):
+            p.data = data if v is None else data + step * v
+        losses, _ = model.losses(images, targets, None, cache.decisions)
+        return np.array(list(losses.values()))
+
+    errors = []
+    for direction in directions:
+        analytic = sum(np.sum(p.grad * v) for p, v in zip(parameters, direction) if v is not None)
+        # loss by loss before the sum, so that a large loss does not round away a small one's change
+        numeric = np.sum(losses_at(eps, direction) - losses_at(-eps, direction)) / (2 * eps)
+        errors.append(abs(analytic - numeric) / max(abs(analytic), abs(numeric)))
+    for p, data in zip(parameters, here):
+        p.data = data
+    return errors
+
+
+def unit_directions(model, count, seed):
+    """Random directions over all parameters together, each of length 1."""
+    rng = np.random.default_rng([seed, ord("v")])
+    for _ in range(count):
+        direction = [rng.standard_normal(p.data.shape) for p in model.parameters()]
+        length = np.sqrt(sum(np.sum(v * v) for v in direction))
+        yield [v / length for v in direction]

@@ -14,6 +14,8 @@ def _check_boxes(boxes, name, ndim=None):
     if boxes.ndim == 0 or boxes.shape[-1] != 4 or (ndim is not None and boxes.ndim != ndim):
         wanted = "(..., 4)" if ndim is None else "(N, 4)"
         raise ValueError(f"{name} must have shape {wanted}, got {boxes.shape}")
+    if boxes.dtype.kind != "f":
+        raise ValueError(f"{name} must be floating point, got {boxes.dtype}")
 
 
 def box_area(boxes):

@@ -43,6 +43,11 @@ def _normalizer(given, default, size):
     return normalizer
 
 
+def _check_floating(name, x):
+    if x.dtype.kind != "f":
+        raise ValueError(f"{name} must be floating point, got {x.dtype}")
+
+
 def _check_same_shape(name, a, b):
     if a.shape != b.shape:
         raise ValueError(f"{name} needs two arrays of one shape, got {a.shape} and {b.shape}")
@@ -69,6 +74,9 @@ def softmax_cross_entropy_forward(logits, labels, normalizer=None):
     if logits.ndim != 2 or labels.shape != logits.shape[:1]:
         raise ValueError(f"softmax_cross_entropy needs logits (R, K) and labels (R,), got {logits.shape} and "
                          f"{labels.shape}")
+    _check_floating("logits", logits)
+    if labels.dtype.kind not in "iu":
+        raise ValueError(f"labels must be integers, got {labels.dtype}")
     if labels.size and not (0 <= labels.min() and labels.max() < logits.shape[1]):
         raise ValueError(f"labels must lie in 0..{logits.shape[1] - 1}, got {labels.min()}..{labels.max()}")
     cache = SoftmaxCrossEntropyCache(logits, labels, _normalizer(normalizer, len(logits), len(logits)))
@@ -109,6 +117,7 @@ def bce_with_logits_forward(logits, targets, normalizer=None):
     L_mask of Mask R-CNN (arXiv 1703.06870), section 3; the RPN's objectness loss with one logit an anchor.
     """
     _check_same_shape("bce_with_logits", logits, targets)
+    _check_floating("logits", logits)
     targets = targets.astype(logits.dtype, copy=False)
     cache = BCEWithLogitsCache(logits, targets, _normalizer(normalizer, logits.size, logits.size))
     # -t log s(x) - (1 - t) log(1 - s(x)) = max(x, 0) - t x + log(1 + exp(-|x|)), whose exp cannot overflow
@@ -144,6 +153,7 @@ def smooth_l1_forward(pred, target, beta, normalizer=None):
     Fast R-CNN (arXiv 1504.08083), equation 3, which has beta = 1; torchvision's beta is 1/9, Detectron2's 0.
     """
     _check_same_shape("smooth_l1", pred, target)
+    _check_floating("pred", pred)
     beta = float(beta)
     if not beta >= 0:
         raise ValueError(f"beta must not be negative, got {beta}")

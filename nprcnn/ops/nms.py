@@ -12,6 +12,11 @@ from nprcnn.ops.boxes import box_iou
 BLOCK = 128
 
 
+def _check(boxes, scores):
+    if boxes.ndim != 2 or boxes.shape[1] != 4 or scores.shape != boxes.shape[:1]:
+        raise ValueError(f"NMS needs boxes (N, 4) and scores (N,), got {boxes.shape} and {scores.shape}")
+
+
 def nms(boxes, scores, iou_threshold):
     """Indices of the boxes that survive greedy suppression.
 
@@ -34,8 +39,7 @@ def nms(boxes, scores, iou_threshold):
     kept; whatever is suppressed is out before the next block. Memory is BLOCK x N, and the work is with boxes
     that are kept, but for those that fall within their own block.
     """
-    if boxes.ndim != 2 or boxes.shape[1] != 4 or scores.shape != boxes.shape[:1]:
-        raise ValueError(f"nms needs boxes (N, 4) and scores (N,), got {boxes.shape} and {scores.shape}")
+    _check(boxes, scores)
     # Compared in double precision, as in torchvision on a CPU: an IoU of float32(0.3) is above 0.3.
     threshold = np.float64(iou_threshold)
     remaining = np.argsort(-scores, kind="stable")
@@ -72,6 +76,7 @@ def batched_nms(boxes, scores, groups, iou_threshold, kernels=None):
     One NMS a group. torchvision, for few boxes, shifts each group by more than any coordinate and runs a single
     NMS, which rounds the shifted float32 coordinates.
     """
+    _check(boxes, scores)
     if groups.shape != scores.shape:
         raise ValueError(f"batched_nms needs one group for each score, got {groups.shape} and {scores.shape}")
     suppress = nms if kernels is None else kernels.nms

@@ -59,8 +59,8 @@ def scene():
     """images [(60, 80, 3), (75, 70, 3)] uint8 and their targets (boxes float32, labels int64, masks uint8)."""
     images, targets = [], []
     for k, (h, w, labels, corners) in enumerate([
-            (60, 80, [1, 3], [[8, 10, 40, 44], [44, 5, 75, 30]]),
-            (75, 70, [2, 1, 3], [[3, 40, 33, 73], [30, 6, 62, 38], [50, 45, 68, 70]])]):
+            (60, 80, [1, 3, 2], [[8, 10, 40, 44], [44, 5, 75, 30], [60, 44, 70, 55]]),
+            (75, 70, [2, 1, 3], [[1, 2, 68, 74], [30, 6, 62, 38], [50, 45, 68, 70]])]):
         image = uniform(f"image {k}", 0, 120, h, w, 3)
         y, x = np.mgrid[:h, :w] + 0.5
         masks = []

@@ -1,0 +1,79 @@
+import numpy as np
+import pytest
+
+from nprcnn.ops import paste as module
+from nprcnn.ops.paste import paste_masks
+from reference_values import load_cases, strided
+
+CASES = load_cases("paste.npz")
+EDGES = CASES.pop("edges")
+
+
+@pytest.mark.parametrize("change", [lambda a: a, strided], ids=["contiguous", "strided"])
+@pytest.mark.parametrize("case", CASES)
+def test_equals_torchvision(case, change):
+    ref = CASES[case]
+    pasted = paste_masks(change(ref["masks"]), change(ref["boxes"]), ref["size"])
+    np.testing.assert_allclose(pasted, ref["pasted"], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_float32(case):
+    """Positions up to 30 in the mask are rounded by 4e-6, between values that differ by up to 1; along y and x: 1e-5."""
+    ref = CASES[case]
+    for box_dtype in (np.float32, np.float64):
+        pasted = paste_masks(ref["masks"].astype(np.float32), ref["boxes"].astype(box_dtype), ref["size"])
+        assert pasted.dtype == np.float32
+        np.testing.assert_allclose(pasted, ref["pasted"], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype, other", [(np.float64, 32), (np.float32, 64)])
+def test_boxes_are_cut_where_torchvision_cuts_them(dtype, other):
+    """The boxes grow to whole numbers but for rounding: another order of the operations, or another dtype, shows."""
+    corners = module._grown_corners(EDGES["boxes"].astype(dtype), 28)
+    np.testing.assert_array_equal(corners, EDGES[f"corners{8 * np.dtype(dtype).itemsize}"])
+    assert (corners != EDGES[f"corners{other}"]).any()
+
+
+def test_truncation_is_towards_zero():
+    """Grown by 3 from (0.8, 0.8, 1.6, 1.6) to (0, 0, 2.4, 2.4), and from (-0.1, ..) to (-0.7, ..) -> 0, not -1."""
+    corners = module._grown_corners(np.array([[-0.1, 0.8, 0.5, 1.7]]), 1)
+    np.testing.assert_array_equal(corners, [[0, 0, 1, 2]])
+
+
+def test_full_mask_fills_its_box():
+    """Inside the box a full mask is 1; the border of zeros lies outside it, so it fades there and is 0 further out."""
+    pasted = paste_masks(np.ones((1, 28, 28)), np.array([[20.0, 10, 48, 38]]), (60, 70))[0]
+    np.testing.assert_allclose(pasted[12:36, 22:46], 1, rtol=0, atol=1e-12)
+    assert not pasted[:9].any() and not pasted[40:].any() and not pasted[:, :19].any() and not pasted[:, 50:].any()
+
+
+def test_boxes_outside_the_image_leave_it_empty():
+    boxes = np.array([[-50.0, 2, -20, 9], [40, 2, 60, 9], [2, -50, 9, -20], [2, 40, 9, 60]])
+    assert not paste_masks(np.ones((4, 7, 7)), boxes, (23, 31)).any()
+
+
+def test_a_huge_box_costs_no_more_than_the_image():
+    """Stretched as a whole it would have 1e14 pixels."""
+    pasted = paste_masks(np.ones((1, 28, 28)), np.array([[-5e6, -5e6, 5e6, 5e6]]), (23, 31))
+    np.testing.assert_allclose(pasted, 1, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_no_masks(dtype):
+    pasted = paste_masks(np.zeros((0, 28, 28), dtype), np.zeros((0, 4), dtype), (23, 31))
+    assert pasted.shape == (0, 23, 31) and pasted.dtype == dtype
+
+
+@pytest.mark.parametrize("masks, boxes, message", [
+    (np.ones((28, 28)), np.ones((1, 4)), r"\(28, 28\)"),
+    (np.ones((1, 28, 14)), np.ones((1, 4)), r"\(1, 28, 14\)"),
+    (np.ones((2, 28, 28)), np.ones((1, 4)), r"\(2, 4\), one for each mask, got \(1, 4\)"),
+    (np.ones((1, 28, 28)), np.ones((1, 5)), r"\(1, 5\)"),
+    (np.ones((1, 28, 28), bool), np.ones((1, 4)), "bool"),
+    (np.ones((1, 28, 28)), np.ones((1, 4), int), "int64"),
+    (np.ones((1, 28, 28)), np.array([[0, 0, np.nan, 1]]), "finite"),
+])
+def test_bad_arguments(masks, boxes, message):
+    with pytest.raises(ValueError, match=message):
+        paste_masks(masks, boxes, (23, 31))
