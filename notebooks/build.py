@@ -89,14 +89,18 @@ def read(source):
 
 def execute(notebook):
     """Run all cells in a fresh kernel, in this folder; returns what is wrong."""
-    client = NotebookClient(notebook, timeout=300, kernel_name="python3", extra_arguments=["--log-level=ERROR"],
+    client = NotebookClient(notebook, timeout=300, kernel_name="python3", coalesce_streams=True,
+                            extra_arguments=["--log-level=ERROR"],
                             resources={"metadata": {"path": str(HERE)}})
     try:
         client.execute()
     except CellExecutionError as error:
         return [str(error)]
-    return [f"a cell writes to stderr: {output.text.strip()}" for cell in notebook.cells if cell.cell_type == "code"
-            for output in cell.outputs if output.output_type == "stream" and output.name == "stderr"]
+    outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
+    problems = [f"a cell writes to stderr: {output.text.strip()}" for output in outputs if output.get("name") == "stderr"]
+    shown = [output.data.get("text/plain", "") for output in outputs if output.output_type == "execute_result"]
+    return problems + [f"a cell shows {text[:60]}: end it with a semicolon" for text in shown
+                       if "matplotlib" in text or "Text(" in text]
 
 
 def clean(notebook):

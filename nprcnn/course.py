@@ -106,8 +106,8 @@ def _compare_one(name, got, want):
     worst, bad = np.unravel_index(error.argmax(), error.shape), np.argwhere(error > TOLERANCE * np.abs(want).max())
     text = f"  {name}: yours {got[worst]:.6g}, expected {want[worst]:.6g}"
     if got.ndim:
-        text = (f"  {name}: shape {got.shape} is right, {len(bad)} of {got.size} numbers are wrong, the first at {_at(bad[0])}\n"
-                f"    largest error {error[worst]:.3g} at {_at(worst)}: yours {got[worst]:.6g}, expected {want[worst]:.6g}")
+        text = (f"  {name}: shape {got.shape} is right, {len(bad)} of {got.size} numbers are wrong, "
+                f"the first at {_at(bad[0])}\n    largest error {error[worst]:.3g} at {_at(worst)}: yours {got[worst]:.6g}, expected {want[worst]:.6g}")
     return text, False
 
 
@@ -181,6 +181,19 @@ def style():
         "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False, "image.interpolation": "nearest",
         "axes.prop_cycle": plt.cycler(color=[FORWARD, BACKWARD, GREEN, PINK, YELLOW]),
     })
+
+
+def show_matrix(axes, matrix, title, xlabel="", ylabel="", text="{:.2f}"):
+    """A small matrix as a picture with its numbers: purple is negative, orange positive. `text` formats a number."""
+    matrix = np.atleast_2d(matrix)
+    limit = np.abs(matrix).max() or 1
+    axes.imshow(matrix, cmap="PuOr_r", vmin=-limit, vmax=limit)
+    for (row, column), value in np.ndenumerate(matrix):
+        axes.text(column, row, text.format(round(float(value), 6) + 0.0), ha="center", va="center", fontsize=8,
+                  color="white" if abs(value) > 0.6 * limit else "black")
+    axes.set(title=title, xlabel=xlabel, ylabel=ylabel, xticks=[], yticks=[])
+    axes.spines[:].set_visible(False)
+    axes.set_anchor("N")
 
 
 PARTS = {     # of a Mask R-CNN: place in the figure, text

@@ -1,22 +1,24 @@
 # %% [markdown]
 # # 01  What a backward pass is
 #
-# Training changes the numbers inside a network so that the loss becomes smaller. For that it must know, for every number,
-# *how much the loss moves when this number moves*. The **backward pass** finds all of these slopes in one sweep.
+# Training changes the numbers inside a network so that the loss becomes smaller. For that it must know, for every
+# number, *how much the loss moves when this number moves*. The **backward pass** finds all of these slopes in one
+# sweep.
 #
-# In most deep learning code a library writes the backward pass. In nprcnn we write it ourselves, by hand, for every layer.
-# That is less work than it sounds: one idea (the chain rule), four rules for what branches, and one tool that tells us
-# when we are wrong.
+# In most deep learning code a library writes the backward pass. In nprcnn we write it ourselves, by hand, for
+# every layer. That is less work than it sounds: one idea (the chain rule), four rules for what branches, and one
+# tool that tells us when we are wrong.
 #
-# **You need:** NumPy and derivatives of one variable. **You will be able to:** write the backward pass of a function you
-# have never seen, prove with two forward passes that it is right, and find the line that is wrong when it is not.
-# About 90 minutes with the exercises.
+# **You need:** NumPy and derivatives of one variable. **You will be able to:** write the backward pass of a
+# function you have never seen, prove with two forward passes that it is right, and find the line that is wrong
+# when it is not. About 90 minutes with the exercises.
 #
 # ## Where we are
 #
-# The next figure is a Mask R-CNN. An image goes in at the left, and five losses come out at the right. The blue arrows are
-# the forward pass. The orange arrows are the backward pass: they carry gradients, through the same parts, the other way.
-# This notebook is about what happens on an orange arrow. The parts themselves come in the notebooks after it.
+# The next figure is a Mask R-CNN. An image goes in at the left, and five losses come out at the right. The blue
+# arrows are the forward pass. The orange arrows are the backward pass: they carry gradients, through the same
+# parts, the other way. This notebook is about what happens on an orange arrow. The parts themselves come in the
+# notebooks after it.
 #
 # (The dotted arrow carries boxes. They are taken as constants, so no gradient comes back along it.)
 
@@ -25,8 +27,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 import nprcnn
-from nprcnn import course
-from nprcnn.gradcheck import GradientCheckError, check_adjoint, check_gradients
+from nprcnn import check_gradients, course
+from nprcnn.gradcheck import GradientCheckError, check_adjoint
 
 course.style()
 FORWARD, BACKWARD = course.FORWARD, course.BACKWARD      # blue and orange, in every figure
@@ -37,8 +39,8 @@ course.where_we_are(backward=True)
 # %% [markdown]
 # ## 1  One number
 #
-# Start with a "network" of one weight $w$. It computes $u = w x$, compares $u$ with a target $t$, and its loss is the
-# square of the difference:
+# Start with a "network" of one weight $w$. It computes $u = w x$, compares $u$ with a target $t$, and its loss is
+# the square of the difference:
 #
 # $$u = w x, \qquad e = u - t, \qquad L = e^2.$$
 #
@@ -70,21 +72,22 @@ axes.set(xlabel="weight w", ylabel="loss L", ylim=(-0.5, 7))
 axes.legend();
 
 # %% [markdown]
-# The slope is negative: a larger $w$ makes the loss smaller, so training makes $w$ larger. That is all that training does
-# with a slope. The rest of this notebook is about computing slopes when $w$ and $x$ are arrays.
+# The slope is negative: a larger $w$ makes the loss smaller, so training makes $w$ larger. That is all that
+# training does with a slope. The rest of this notebook is about computing slopes when $w$ and $x$ are arrays.
 #
-# **Notation.** From here on, `dw` means $\partial L / \partial w$: the slope of the *final loss* with respect to $w$.
-# It always has **the shape of `w`**. In the same way there are `dx`, `dy`, and so on. $L$ is one number, always.
+# **Notation.** From here on, `dw` means $\partial L / \partial w$: the slope of the *final loss* with respect to
+# $w$. It always has **the shape of `w`**. In the same way there are `dx`, `dy`, and so on. $L$ is one number,
+# always.
 #
 # ## 2  The chain rule on arrays
 #
-# Now let a step take an array $x$ of $n$ numbers to an array $y$ of $m$ numbers. Every input can move every output, so
-# there are $m \times n$ slopes. They form the **Jacobian** $J$, of shape $(m, n)$:
+# Now let a step take an array $x$ of $n$ numbers to an array $y$ of $m$ numbers. Every input can move every
+# output, so there are $m \times n$ slopes. They form the **Jacobian** $J$, of shape $(m, n)$:
 #
 # $$J_{ij} = \frac{\partial y_i}{\partial x_j}.$$
 #
-# What follows after $y$ ends in the loss $L$. Suppose somebody tells us $dy_i = \partial L / \partial y_i$, shape $(m,)$.
-# Moving $x_j$ moves all the $y_i$, and each of them moves $L$. To first order these effects add:
+# What follows after $y$ ends in the loss $L$. Suppose somebody tells us $dy_i = \partial L / \partial y_i$, shape
+# $(m,)$. Moving $x_j$ moves all the $y_i$, and each of them moves $L$. To first order these effects add:
 #
 # $$dx_j = \sum_i \frac{\partial L}{\partial y_i}\frac{\partial y_i}{\partial x_j} = \sum_i dy_i\, J_{ij},
 # \qquad\text{that is}\qquad dx = J^\top dy .$$
@@ -105,29 +108,18 @@ for j in range(3):                                        # one column for each 
     step[j] = 1e-5                                        # move it a little, look at all outputs
     J[:, j] = (f(x + step) - f(x - step)) / 2e-5
 
-def show(axes, matrix, title, xlabel="", ylabel="", text="{:.2f}"):
-    """A small matrix as a picture with its numbers. Purple is negative, orange positive."""
-    matrix = np.atleast_2d(matrix)
-    limit = np.abs(matrix).max()
-    axes.imshow(matrix, cmap="PuOr_r", vmin=-limit, vmax=limit)
-    for (i, j), value in np.ndenumerate(matrix):
-        axes.text(j, i, text.format(round(value, 6) + 0.0), ha="center", va="center", fontsize=8,
-                  color="white" if abs(value) > 0.6 * limit else "black")
-    axes.set(title=title, xlabel=xlabel, ylabel=ylabel, xticks=[], yticks=[])
-    axes.spines[:].set_visible(False)
-    axes.set_anchor("N")
-
 figure, axes = plt.subplots(1, 3, figsize=(4.8, 2.6), width_ratios=[1, 3, 3])
-show(axes[0], dy[:, None], "dy  (4,)", "", "output i")
-show(axes[1], J, "J  (4, 3)", "input j", "output i")
-show(axes[2], J.T @ dy, "dx = Jᵀ dy  (3,)", "input j")
+course.show_matrix(axes[0], dy[:, None], "dy  (4,)", "", "output i")
+course.show_matrix(axes[1], J, "J  (4, 3)", "input j", "output i")
+course.show_matrix(axes[2], J.T @ dy, "dx = Jᵀ dy  (3,)", "input j", " ")
 
 # %% [markdown]
-# Nobody builds $J$ in a real network. The next cell computes what it would take for *one* 3x3 convolution of the pyramid, on
-# an image of 800 x 1216 pixels: a feature map of 256 channels and 200 x 304 pixels goes in, and one of the same size comes out.
+# Nobody builds $J$ in a real network. The next cell computes what it would take for *one* 3x3 convolution of the
+# pyramid, on an image of 800 x 1216 pixels: a feature map of 256 channels and 200 x 304 pixels goes in, and one
+# of the same size comes out.
 #
-# But we never need $J$. We need the product $J^\top dy$, and for each layer there is a short way to compute it. Here:
-# $z = A x$, $y = \tanh z$, and $\tanh' = 1 - \tanh^2$, so
+# But we never need $J$. We need the product $J^\top dy$, and for each layer there is a short way to compute it.
+# Here: $z = A x$, $y = \tanh z$, and $\tanh' = 1 - \tanh^2$, so
 #
 # $$dz_i = dy_i\,(1 - y_i^2), \qquad dx_j = \sum_i dz_i A_{ij}, \quad\text{or}\quad dx = A^\top dz .$$
 
@@ -144,8 +136,8 @@ print(f"\nfor the convolution, in float32:   dx {4 * n / 1e6:.0f} MB,   J {4 * n
 # %% [markdown]
 # > **A backward pass** is a function that takes `dy` and returns $J^\top dy$, without building $J$.
 #
-# `dy` comes from the layer behind, `dx` goes to the layer in front, and so on up to the image. We go backwards because
-# only the end of the chain is one number: there, at the loss, $dL = 1$ starts the sweep.
+# `dy` comes from the layer behind, `dx` goes to the layer in front, and so on up to the image. We go backwards
+# because only the end of the chain is one number: there, at the loss, $dL = 1$ starts the sweep.
 #
 # ## 3  Pairs, and what to keep
 #
@@ -156,16 +148,18 @@ print(f"\nfor the convolution, in float32:   dx {4 * n / 1e6:.0f} MB,   J {4 * n
 # dx       = f_backward(dy, cache)
 # ```
 #
-# A chain of pairs runs forward in order and backward in reverse order. Each backward gets the cache of its own forward.
+# A chain of pairs runs forward in order and backward in reverse order. Each backward gets the cache of its own
+# forward.
 #
 # | step | forward | shapes | backward | shapes |
 # |---|---|---|---|---|
-# | 1 | $z = A x$ | (4, 3), (3,) → (4,) | $dA = dz\,x^\top,\ dx = A^\top dz$ | (4,) → (4, 3), (3,) |
-# | 2 | $y = \tanh z$ | (4,) → (4,) | $dz = dy\,(1 - y^2)$ | (4,) → (4,) |
+# | 1 | `z = A @ x` | (4, 3), (3,) → (4,) | `dA = outer(dz, x)`, `dx = A.T @ dz` | (4,) → (4, 3), (3,) |
+# | 2 | `y = tanh(z)` | (4,) → (4,) | `dz = dy * (1 - y * y)` | (4,) → (4,) |
 #
-# Is it right? `check_gradients` runs a pair and compares its backward with differences of its forward, in float64. It
-# raises an error when they disagree, and returns one row for each argument when they agree. Section 6 shows how it works;
-# until then it is our referee. (`complaint` is for later, when we show it things that are wrong.)
+# Is it right? `check_gradients` runs a pair and compares its backward with differences of its forward, in
+# float64. It raises an error when they disagree, and returns one row for each argument when they agree. Section 6
+# shows how it works; until then it is our referee. (`complaint` is for later, when we show it things that are
+# wrong.)
 
 # %%
 def tanh_forward(x):
@@ -213,9 +207,9 @@ def complaint(forward, backward, inputs):
 referee("chain", chain_forward, chain_backward, (A, x))
 
 # %% [markdown]
-# **Why is the cache returned, and not kept inside the layer?** Because one layer may run several times before anybody goes
-# backward. The head of the region proposal network runs on five pyramid levels with the same weights. Here is a layer that
-# keeps its cache on `self`, run twice:
+# **Why is the cache returned, and not kept inside the layer?** Because one layer may run several times before
+# anybody goes backward. The head of the region proposal network runs on five pyramid levels with the same
+# weights. Here is a layer that keeps its cache on `self`, run twice:
 
 # %%
 class KeepsItsCache:
@@ -237,8 +231,8 @@ print("gradient of run 1, cache returned ", tanh_backward(np.ones(2), cache).rou
 # %% [markdown]
 # ## 4  Four rules for what branches
 #
-# A chain is easy. Networks branch: ResNet adds a short cut, the pyramid adds levels, the RPN joins five levels, and the
-# second stage picks some RoIs from many. Four rules cover all of it.
+# A chain is easy. Networks branch: ResNet adds a short cut, the pyramid adds levels, the RPN joins five levels,
+# and the second stage picks some RoIs from many. Four rules cover all of it.
 
 # %%
 def strip(axes, x, ys, label, colour="#eeeeee"):
@@ -280,9 +274,9 @@ for ax, (title, strips, links, formula) in zip(axes, drawings):
 # $$\frac{\partial L}{\partial x} = \frac{\partial L}{\partial a}\frac{\partial a}{\partial x}
 # + \frac{\partial L}{\partial b}\frac{\partial b}{\partial x} .$$
 #
-# **Broadcasting is a fan-out in disguise.** In `y = x + b` with $x$ of shape (5, 3) and $b$ of shape (3,), each $b_o$ is
-# used in 5 rows. So $db_o$ is a sum over those rows. The same holds for a weight that serves every image of a batch, or a
-# filter that serves every pixel: *used many times forward, summed many times backward.*
+# **Broadcasting is a fan-out in disguise.** In `y = x + b` with $x$ of shape (5, 3) and $b$ of shape (3,), each
+# $b_o$ is used in 5 rows. So $db_o$ is a sum over those rows. The same holds for a weight that serves every image
+# of a batch, or a filter that serves every pixel: *used many times forward, summed many times backward.*
 
 # %%
 def fan_out_forward(x):
@@ -306,10 +300,11 @@ referee("broadcast", bias_forward, bias_backward, (x, b))
 # %% [markdown]
 # ### Rule 2: add → the same gradient to both
 #
-# $y = a + b$ has $\partial y / \partial a = 1$ and $\partial y / \partial b = 1$. So $da = dy$ and $db = dy$. Nothing to
-# compute! Through the short cut of a ResNet the gradient passes unchanged.
+# $y = a + b$ has $\partial y / \partial a = 1$ and $\partial y / \partial b = 1$. So $da = dy$ and $db = dy$.
+# Nothing to compute! Through the short cut of a ResNet the gradient passes unchanged.
 #
-# It has one trap: `da` and `db` are then *the same array*. If anybody changes one of them in place, the other changes too.
+# It has one trap: `da` and `db` are then *the same array*. If anybody changes one of them in place, the other
+# changes too.
 
 # %%
 def add_forward(a, b):
@@ -333,21 +328,22 @@ error = complaint(lambda x: (2 * x, None), double_backward, (np.ones(3),))
 print("check_gradients says:", str(error).split(", which")[0])
 
 # %% [markdown]
-# Hence a rule of the house: **never write into `dy`**, nor into any other argument. `dy = dy * 2` makes a new array and
-# is safe.
+# Hence a rule of the house: **never write into `dy`**, nor into any other argument. `dy = dy * 2` makes a new
+# array and is safe.
 #
 # ### Rule 3: gather or slice → scatter-add
 #
-# $y = x[\text{index}]$ picks entries: $y_k = x_{\text{index}_k}$. As a matrix, $y = P x$, where row $k$ of $P$ has a single
-# 1, in column $\text{index}_k$. So $dx = P^\top dy$: every $dy_k$ goes back to the place that $y_k$ came from,
+# $y = x[\text{index}]$ picks entries: $y_k = x_{\text{index}_k}$. As a matrix, $y = P x$, where row $k$ of $P$
+# has a single 1, in column $\text{index}_k$. So $dx = P^\top dy$: every $dy_k$ goes back to the place that $y_k$
+# came from,
 #
 # $$dx_i = \sum_{k\,:\ \text{index}_k = i} dy_k .$$
 #
 # What was never picked gets 0. What was picked twice gets **two** gradients, added. That is rule 1 again.
 #
-# In NumPy the natural line is wrong, and silently so. `dx[index] += dy` reads all old values first, adds, and then writes
-# them back. Where an index repeats, the last one wins. `np.add.at` adds one after another. (A slice such as `x[::2]` is a
-# gather in which no index repeats, so there `dx[::2] += dy` is fine.)
+# In NumPy the natural line is wrong, and silently so. `dx[index] += dy` reads all old values first, adds, and
+# then writes them back. Where an index repeats, the last one wins. `np.add.at` adds one after another. (A slice
+# such as `x[::2]` is a gather in which no index repeats, so there `dx[::2] += dy` is fine.)
 
 # %%
 index = np.array([0, 2, 2, 4])
@@ -355,9 +351,9 @@ P = np.zeros((4, 5))
 P[np.arange(4), index] = 1
 dy = np.array([1.0, 2.0, 3.0, 4.0])
 figure, axes = plt.subplots(1, 3, figsize=(5.8, 2.3), width_ratios=[1, 5, 5])
-show(axes[0], dy[:, None], "dy  (4,)", "", "k", "{:.0f}")
-show(axes[1], P, "P  (4, 5),  index = [0 2 2 4]", "i", "k", "{:.0f}")
-show(axes[2], P.T @ dy, "dx = Pᵀ dy  (5,)", "i", "", "{:.0f}")
+course.show_matrix(axes[0], dy[:, None], "dy  (4,)", "", "k", "{:.0f}")
+course.show_matrix(axes[1], P, "P  (4, 5),  index = [0 2 2 4]", "i", "k", "{:.0f}")
+course.show_matrix(axes[2], P.T @ dy, "dx = Pᵀ dy  (5,)", "i", " ", "{:.0f}")
 
 # %%
 dx = np.zeros(5)
@@ -389,8 +385,8 @@ referee("slice", slice_forward, slice_backward, (rng.standard_normal((5, 3)),))
 # %% [markdown]
 # ### Rule 4: concatenate → split
 #
-# $y = [a, b]$ puts two arrays side by side. Each entry of $y$ is a copy of one entry of $a$ or $b$, so its gradient goes
-# there: cut `dy` where the forward glued.
+# $y = [a, b]$ puts two arrays side by side. Each entry of $y$ is a copy of one entry of $a$ or $b$, so its
+# gradient goes there: cut `dy` where the forward glued.
 
 # %%
 def concatenate_forward(a, b):
@@ -403,8 +399,8 @@ a, b = rng.standard_normal((2, 3)), rng.standard_normal((2, 4))
 referee("concatenate", concatenate_forward, concatenate_backward, (a, b))
 
 # %% [markdown]
-# Read the four rules once more, from right to left: the backward of copying is adding, the backward of adding is copying;
-# the backward of taking apart is putting together. Where you will meet them in Mask R-CNN:
+# Read the four rules once more, from right to left: the backward of copying is adding, the backward of adding is
+# copying; the backward of taking apart is putting together. Where you will meet them in Mask R-CNN:
 #
 # | rule | forward | backward |
 # |---|---|---|
@@ -415,17 +411,19 @@ referee("concatenate", concatenate_forward, concatenate_backward, (a, b))
 #
 # ## 5  A two-layer network, by hand
 #
-# Now a network with everything that a classifier has. Letters: R rows (examples), I inputs, H hidden units, K classes.
+# Now a network with everything that a classifier has. Letters: R rows (examples), I inputs, H hidden units, K
+# classes.
 #
 # | step | forward | shape | backward | shape |
 # |---|---|---|---|---|
-# | 1 | $z = x W_1^\top + b_1$ | (R, H) | $dW_1 = dz^\top x,\quad db_1 = \sum_r dz_r$ | (H, I), (H,) |
-# | 2 | $h = \max(z, 0)$ | (R, H) | $dz = dh$ where $z > 0$, else 0 | (R, H) |
-# | 3 | $s = h W_2^\top + b_2$ | (R, K) | $dh = ds\,W_2,\quad dW_2 = ds^\top h,\quad db_2 = \sum_r ds_r$ | (R, H), (K, H), (K,) |
-# | 4 | $L = -\frac1R \sum_r \log p_{r,\,label_r}$, $\ p = \mathrm{softmax}(s)$ | one number | $ds = (p - \text{onehot}) / R$ | (R, K) |
+# | 1 | `z = x @ w1.T + b1` | (R, H) | `dw1 = dz.T @ x`, `db1 = dz.sum(0)` | (H, I), (H,) |
+# | 2 | `h = max(z, 0)` | (R, H) | `dz = dh * (z > 0)` | (R, H) |
+# | 3 | `s = h @ w2.T + b2` | (R, K) | `dh = ds @ w2`, `dw2 = ds.T @ h`, `db2 = ds.sum(0)` | (R, H), (K, H), (K,) |
+# | 4 | `p = softmax(s)`, `L = mean(-log p[r, label r])` | (R, K), one number | `ds = (p - onehot) / R` | (R, K) |
 #
-# **Linear.** $y_{ro} = \sum_i x_{ri} w_{oi} + b_o$. For $dw_{oi}$, ask where $w_{oi}$ is used: in $y_{ro}$ for every row $r$,
-# with factor $x_{ri}$. So $dw_{oi} = \sum_r dy_{ro} x_{ri}$, which is `dy.T @ x`. In the same way $dx_{ri} = \sum_o dy_{ro} w_{oi}$.
+# **Linear.** $y_{ro} = \sum_i x_{ri} w_{oi} + b_o$. For $dw_{oi}$, ask where $w_{oi}$ is used: in $y_{ro}$ for
+# every row $r$, with factor $x_{ri}$. So $dw_{oi} = \sum_r dy_{ro} x_{ri}$, which is `dy.T @ x`. In the same way
+# $dx_{ri} = \sum_o dy_{ro} w_{oi}$.
 #
 # **Softmax and cross-entropy.** With $p_k = e^{s_k} / \sum_j e^{s_j}$ one row's loss is
 # $-\log p_c = -s_c + \log \sum_j e^{s_j}$ for the true class $c$. Its slope is
@@ -466,8 +464,9 @@ labels = rng.integers(0, K, R)
 referee("network", net_forward, net_backward, (*arguments, labels))
 
 # %% [markdown]
-# Five gradients, all right to ten digits or so. Now let us use them. A toy with three classes that no straight line can
-# separate (the spiral of the CS231n notes, "Putting it together: minimal neural network case study"), and plain gradient descent:
+# Five gradients, all right to ten digits or so. Now let us use them. A toy with three classes that no straight
+# line can separate (the spiral of the CS231n notes, "Putting it together: minimal neural network case study"),
+# and plain gradient descent:
 
 # %%
 turn, arm = np.linspace(0, 4, 100), np.arange(3)
@@ -501,22 +500,24 @@ for k, marker in enumerate("o^s"):
 axes[1].set(xlabel="x[:, 0]", ylabel="x[:, 1]", title="what the network says", aspect="equal");
 
 # %% [markdown]
-# The gradients that we wrote by hand train a network. Everything else in this course is the same, with larger layers.
+# The gradients that we wrote by hand train a network. Everything else in this course is the same, with larger
+# layers.
 #
 # ## 6  How differences check a gradient
 #
-# The forward pass is short, so we trust it. It also knows the slope: move an input, see what happens.
-# For one function of one variable there are two ways, and Taylor's series says how wrong they are:
+# The forward pass is short, so we trust it. It also knows the slope: move an input, see what happens. For one
+# function of one variable there are two ways, and Taylor's series says how wrong they are:
 #
 # $$\frac{f(x + \varepsilon) - f(x)}{\varepsilon} = f' + \frac{\varepsilon}{2} f'' + \dots \qquad
 # \frac{f(x + \varepsilon) - f(x - \varepsilon)}{2 \varepsilon} = f' + \frac{\varepsilon^2}{6} f''' + \dots$$
 #
-# The second, the **central difference**, costs the same and its error falls with the square. So take $\varepsilon$ tiny? No:
-# a computer rounds $f$ to about $u |f|$, where $u \approx 10^{-16}$ in float64 and $10^{-7}$ in float32. The difference
-# inherits that error, divided by $\varepsilon$. Small steps drown in rounding, large steps bend. We measure both.
+# The second, the **central difference**, costs the same and its error falls with the square. So take
+# $\varepsilon$ tiny? No: a computer rounds $f$ to about $u |f|$, where $u \approx 10^{-16}$ in float64 and
+# $10^{-7}$ in float32. The difference inherits that error, divided by $\varepsilon$. Small steps drown in
+# rounding, large steps bend. We measure both.
 
 # %%
-rng = np.random.default_rng(6)
+rng = np.random.default_rng(9)
 A = rng.standard_normal((40, 30))
 x, dy, v = rng.standard_normal(30), rng.standard_normal(40), rng.standard_normal(30)
 v /= np.linalg.norm(v)
@@ -550,16 +551,17 @@ for name, error in curves.items():
     print(f"{name:20} best step {steps[best]:.0e}, error there {error[best]:.0e};   at 1e-05: {error[32]:.0e}")
 
 # %% [markdown]
-# Three V shapes. The bottom of the V lies where bending and rounding are equal: $\varepsilon \approx u^{1/3}$ for the central
-# difference, about $10^{-5}$ in float64. There it gives ten digits. In float32 nothing better than some four digits can be had:
-# **gradients are checked in float64.** nprcnn uses $\varepsilon = 10^{-5}$ (the grey line) and allows a relative error of $10^{-6}$.
-# (Numerical Recipes, section 5.7, derives the best step.)
+# Three V shapes. The bottom of the V lies where bending and rounding are equal: $\varepsilon \approx u^{1/3}$ for
+# the central difference, about $10^{-5}$ in float64. There it gives ten digits. In float32 even the best step
+# leaves no more than four or five: **gradients are checked in float64.** nprcnn uses $\varepsilon = 10^{-5}$ (the
+# grey line) and allows a relative error of $10^{-6}$. (Numerical Recipes, section 5.7, derives the best step.)
 #
 # ### One direction instead of every element
 #
-# The output is an array, but a slope belongs to one number. So we make one: $L = \langle dy, f(x) \rangle = \sum_i dy_i f(x)_i$,
-# with a random `dy`. Its gradient is what the backward returns for that `dy`. Moving one element at a time needs two forward
-# passes for each element. Moving **all elements at once**, along a random direction $v$, needs two in all:
+# The output is an array, but a slope belongs to one number. So we make one:
+# $L = \langle dy, f(x) \rangle = \sum_i dy_i f(x)_i$, with a random `dy`. Its gradient is what the backward
+# returns for that `dy`. Moving one element at a time needs two forward passes for each element. Moving **all
+# elements at once**, along a random direction $v$, needs two in all:
 #
 # $$\langle \text{grad}, v\rangle \quad\text{should equal}\quad \frac{L(x + \varepsilon v) - L(x - \varepsilon v)}{2\varepsilon} .$$
 #
@@ -581,9 +583,10 @@ print(f"forward passes for the slope: 2, and not {2 * n}")
 # %% [markdown]
 # ### Why never `sum()`
 #
-# A tempting choice is $dy = 1$ everywhere, that is, `L = y.sum()`. Here is a function for which this checks nothing:
-# it standardises each row, $y = (x - m) / \sigma$, as batch norm does. And here is a backward with a typical mistake: it takes
-# $\sigma$ for a constant and forgets that $\sigma$ depends on $x$ too. The right one has a third term.
+# A tempting choice is $dy = 1$ everywhere, that is, `L = y.sum()`. Here is a function for which this checks
+# nothing: it standardises each row, $y = (x - m) / \sigma$, as batch norm does. And here is a backward with a
+# typical mistake: it takes $\sigma$ for a constant and forgets that $\sigma$ depends on $x$ too. The right one
+# has a third term.
 
 # %%
 def standardise_forward(x):
@@ -610,18 +613,18 @@ def standardise_backward(dy, cache):
 referee("standardise", standardise_forward, standardise_backward, (x,))
 
 # %% [markdown]
-# With `sum()` both say 0: the rows of $y$ always sum to 0, so $L$ never moves, and the forgotten term vanishes as well. The
-# random `dy` sees the mistake at once. (The last line is the right backward, with all three paths.)
+# With `sum()` both say 0: the rows of $y$ always sum to 0, so $L$ never moves, and the forgotten term vanishes as
+# well. The random `dy` sees the mistake at once. (The last line is the right backward, with all three paths.)
 #
 # ### The adjoint test
 #
-# Many layers are linear: $y = A x$ for some matrix that nobody writes down (a convolution, a resize, RoIAlign, all four rules).
-# Then the backward is $A^\top$, and for *any* $x$ and $dy$
+# Many layers are linear: $y = A x$ for some matrix that nobody writes down (a convolution, a resize, RoIAlign,
+# all four rules). Then the backward is $A^\top$, and for *any* $x$ and $dy$
 #
 # $$\langle dy,\, A x \rangle = \langle A^\top dy,\, x \rangle ,$$
 #
-# because both are $\sum_{ij} dy_i A_{ij} x_j$. There is no $\varepsilon$ here, so only rounding is left: the two sides agree to
-# about 15 digits, not 10. We give the test our gather, once right and once with the silent `+=`:
+# because both are $\sum_{ij} dy_i A_{ij} x_j$. There is no $\varepsilon$ here, so only rounding is left: the two
+# sides agree to about 15 digits, not 10. We give the test our gather, once right and once with the silent `+=`:
 
 # %%
 x, dy = rng.standard_normal(5), rng.standard_normal(4)
@@ -641,8 +644,8 @@ except GradientCheckError as error:
 # %% [markdown]
 # ## 7  Kinks
 #
-# ReLU has no slope at 0. If an input lies within $\varepsilon$ of the kink, the central difference straddles it and returns
-# something between 0 and 1, although the backward is right. The check fails without a bug.
+# ReLU has no slope at 0. If an input lies within $\varepsilon$ of the kink, the central difference straddles it
+# and returns something between 0 and 1, although the backward is right. The check fails without a bug.
 
 # %%
 t = np.linspace(-2, 2, 200)
@@ -658,13 +661,13 @@ axes.set(xlabel="x / ε", ylabel="y / ε")
 axes.legend();
 
 # %% [markdown]
-# `check_gradients` notices: it also takes the slope with half the step. For a smooth function the two agree, at a kink they do
-# not. The next cell puts one of three inputs 4e-6 from the kink.
+# `check_gradients` notices: it also takes the slope with half the step. For a smooth function the two agree, at a
+# kink they do not. The next cell puts one of three inputs 4e-6 from the kink.
 #
-# Max-pooling has the same trouble when the two largest values of a window are closer than $\varepsilon$: the winner changes
-# on the way. So we choose inputs that **keep clear of kinks by construction**: ReLU's at least 0.1 from 0, and for
-# max-pooling shuffled numbers that are all different, 0.01 apart. Random normal numbers would do *most* of the time, which
-# is worse than never: a test that fails now and then teaches people to ignore it.
+# Max-pooling has the same trouble when the two largest values of a window are closer than $\varepsilon$: the
+# winner changes on the way. So we choose inputs that **keep clear of kinks by construction**: ReLU's at least 0.1
+# from 0, and for max-pooling shuffled numbers that are all different, 0.01 apart. Random normal numbers would do
+# *most* of the time, which is worse than never: a test that fails now and then teaches people to ignore it.
 
 # %%
 def relu_forward(x):
@@ -684,8 +687,8 @@ print(f"smallest gap between two values: {np.diff(np.sort(distinct.ravel())).min
 # %% [markdown]
 # ## 8  Hunting a bug
 #
-# Max-pooling slides a window over a plane and keeps the largest value. It is a gather with an index found on the way, so its
-# backward is a scatter-add (rule 3). Here is one, for a single plane (H, W). Somewhere it is wrong.
+# Max-pooling slides a window over a plane and keeps the largest value. It is a gather with an index found on the
+# way, so its backward is a scatter-add (rule 3). Here is one, for a single plane (H, W). Somewhere it is wrong.
 
 # %%
 def pool_forward(x, k, stride):
@@ -709,16 +712,16 @@ def pool_backward(dy, cache):
 referee("2x2 / 2", lambda x: pool_forward(x, 2, 2), pool_backward, (distinct,))
 
 # %% [markdown]
-# It passes! But that was 2x2 windows with stride 2. ResNet pools 3x3 with stride 2. So, the first lesson of the hunt:
-# **check the sizes that you use, odd ones, not square, with overlap.**
+# It passes! But that was 2x2 windows with stride 2. ResNet pools 3x3 with stride 2. So, the first lesson of the
+# hunt: **check the sizes that you use, odd ones, not square, with overlap.**
 
 # %%
 print(complaint(lambda x: pool_forward(x, 3, 2), pool_backward, (distinct,)))
 
 # %% [markdown]
-# Read the report. One argument is wrong. The ratio is no simple number, so it is not a forgotten factor: some elements are
-# wrong and others are not. Second lesson: **find out which ones.** For a small input we can afford the slow way, one element
-# at a time, and look at the pattern.
+# Read the report. One argument is wrong. The ratio is no simple number, so it is not a forgotten factor: some
+# elements are wrong and others are not. Second lesson: **find out which ones.** For a small input we can afford
+# the slow way, one element at a time, and look at the pattern.
 
 # %%
 y, cache = pool_forward(distinct, 3, 2)
@@ -733,13 +736,14 @@ for place in np.ndindex(distinct.shape):
 wins = np.zeros_like(distinct)
 np.add.at(wins, tuple(cache[1].reshape(-1, 2).T), 1)      # an index that repeats
 figure, axes = plt.subplots(1, 3, figsize=(8.4, 2.2))
-show(axes[0], numeric, "from differences", "column", "row", "{:.1f}")
-show(axes[1], pool_backward(dy, cache) - numeric, "backward − differences", "column", "row", "{:.1f}")
-show(axes[2], wins, "windows won", "column", "row", "{:.0f}")
+course.show_matrix(axes[0], numeric, "from differences", "column", "row", "{:.1f}")
+error = pool_backward(dy, cache) - numeric
+course.show_matrix(axes[1], error, "backward − differences", "column", "row", "{:.1f}")
+course.show_matrix(axes[2], wins, "windows won", "column", "row", "{:.0f}")
 
 # %% [markdown]
-# The error sits exactly where a pixel won more than one window. Two windows overlap, both choose the same pixel, and its two
-# gradients should add up. The line `dx[a, b] = dy[i, j]` overwrites. It must be `+=`:
+# The error sits exactly where a pixel won more than one window. Two windows overlap, both choose the same pixel,
+# and its two gradients should add up. The line `dx[a, b] = dy[i, j]` overwrites. It must be `+=`:
 
 # %%
 def pool_backward_mended(dy, cache):
@@ -754,14 +758,15 @@ def pool_backward_mended(dy, cache):
 referee("3x3 / 2", lambda x: pool_forward(x, 3, 2), pool_backward_mended, (distinct,))
 
 # %% [markdown]
-# **How to hunt, in short.** (1) Which arguments fail? The bug lies in what they share. (2) Is backward / forward a simple number?
-# Then it is a factor or a sign. (3) Make it small, compare element by element, look at the pattern: the border, every second
-# one, the ones used twice. (4) Still nothing: check each step of the chain as a pair of its own.
+# **How to hunt, in short.** (1) Which arguments fail? The bug lies in what they share. (2) Is backward / forward
+# a simple number? Then it is a factor or a sign. (3) Make it small, compare element by element, look at the
+# pattern: the border, every second one, the ones used twice. (4) Still nothing: check each step of the chain as a
+# pair of its own.
 #
 # ## 9  The real ones
 #
-# nprcnn's own pairs live in `nprcnn.ops`. You can already read three of them: `linear.py`, `activation.py` and `losses.py`. We put
-# our network together from them and compare with what we wrote by hand.
+# nprcnn's own pairs live in `nprcnn.ops`. You can already read three of them: `linear.py`, `activation.py` and
+# `losses.py`. We put our network together from them and compare with what we wrote by hand.
 
 # %%
 from nprcnn.ops.activation import relu_backward, relu_forward
@@ -793,11 +798,11 @@ referee("relu", relu_forward, relu_backward, (away_from_zero,))
 referee("loss", softmax_cross_entropy_forward, softmax_cross_entropy_backward, (x, np.array([0, 3, 1, 1, 2])))
 
 # %% [markdown]
-# There is one difference, and it is not in the gradient. Ours takes `exp(s)` as it is. The library first subtracts the largest
-# logit of each row, which changes no probability and keeps `exp` from overflowing.
+# There is one difference, and it is not in the gradient. Ours takes `exp(s)` as it is. The library first
+# subtracts the largest logit of each row, which changes no probability and keeps `exp` from overflowing.
 #
-# On the command line, `nprcnn gradcheck` runs the check on *every* pair of the library. Below is its table for two of them:
-# odd sizes, views that are not contiguous, empty arrays.
+# On the command line, `nprcnn gradcheck` runs the check on *every* pair of the library. Below is its table for
+# two of them: odd sizes, views that are not contiguous, empty arrays.
 
 # %%
 big = np.array([[1000.0, 0.0, -1000.0]])
@@ -813,13 +818,13 @@ print(format_table(run_pairs(chosen)))
 # %% [markdown]
 # ## Exercises
 #
-# Each has a stub and a check. The check never crashes: it says which output is wrong, where, and what is usually behind such
-# an error. Hints are folded. Solutions are in `solutions/01_solutions.ipynb`.
+# Each has a stub and a check. The check never crashes: it says which output is wrong, where, and what is usually
+# behind such an error. Hints are folded. Solutions are in `solutions/01_solutions.ipynb`.
 #
 # ### Exercise 1: a residual block
 #
-# ResNet's idea in one line: $y = x + \mathrm{relu}(x W^\top + b)$, with $x$ (R, C), $W$ (C, C), $b$ (C,). Write its backward.
-# (It is a block of He et al. 2015, arXiv 1512.03385, equation 1, with one layer.)
+# ResNet's idea in one line: $y = x + \mathrm{relu}(x W^\top + b)$, with $x$ (R, C), $W$ (C, C), $b$ (C,). Write
+# its backward. (It is a block of He et al. 2015, arXiv 1512.03385, equation 1, with one layer.)
 #
 # <details><summary>Hint 1</summary>How many paths lead from x to y? Draw them. Which of the four rules are in the drawing?</details>
 # <details><summary>Hint 2</summary>Name the steps: z = x Wᵀ + b, r = relu(z), y = x + r. Go back one at a time: dr, dz, then the linear layer.</details>
@@ -839,9 +844,10 @@ course.check_residual_backward(residual_backward)
 # %% [markdown]
 # ### Exercise 2: find the bug
 #
-# A feature pyramid in one dimension, with all four rules in it. A coarse map `c5` (N, D, L5) gets C channels by a matrix $w$ (C, D).
-# The result, `inner`, is upsampled to twice the length and added to the fine map `c4` (N, C, L4). It is also an output itself, and every
-# second entry of it is a third output. The backward below is **wrong in one line**. Find it, and mend it in the cell after it.
+# A feature pyramid in one dimension, with all four rules in it. A coarse map `c5` (N, D, L5) gets C channels by a
+# matrix $w$ (C, D). The result, `inner`, is upsampled to twice the length and added to the fine map `c4` (N, C,
+# L4). It is also an output itself, and every second entry of it is a third output. The backward below is **wrong
+# in one line**. Find it, and mend it in the cell after it.
 #
 # <details><summary>Hint 1</summary>Which gradients does the report call wrong? Which lines do they share?</details>
 # <details><summary>Hint 2</summary>Run it with L5 = 2, L4 = 4, N = C = D = 1 and a dy of 1, 10, 100, ... Which of the numbers are missing from dinner?</details>
@@ -881,8 +887,8 @@ course.check_pyramid_backward(pyramid_backward)
 # %% [markdown]
 # ### Exercise 3: the loss of the mask branch
 #
-# Mask R-CNN's mask loss is a binary cross-entropy on every pixel (He et al. 2017, arXiv 1703.06870, section 3). With a logit $z$, the
-# probability $p = 1 / (1 + e^{-z})$, and the target $t$ between 0 and 1:
+# Mask R-CNN's mask loss is a binary cross-entropy on every pixel (He et al. 2017, arXiv 1703.06870, section 3).
+# With a logit $z$, the probability $p = 1 / (1 + e^{-z})$, and the target $t$ between 0 and 1:
 #
 # $$L = \mathrm{mean}\bigl(-t \log p - (1 - t) \log (1 - p)\bigr) .$$
 #
@@ -906,15 +912,18 @@ course.check_bce_backward(bce_backward)
 # %% [markdown]
 # ## Summary
 #
-# - A backward pass takes `dy`, the gradient of the loss at the output, and returns $J^\top dy$ without building $J$.
+# - A backward pass takes `dy`, the gradient of the loss at the output, and returns $J^\top dy$ without building
+#   $J$.
 # - Forward and backward come in pairs. The forward returns a cache; nothing is kept on the layer.
-# - Four rules: fan-out → sum; add → the same gradient to both; gather or slice → scatter-add; concatenate → split.
+# - Four rules: fan-out → sum; add → the same gradient to both; gather or slice → scatter-add; concatenate →
+#   split.
 # - A parameter that is used many times gets the sum of many gradients.
-# - Check with a central difference, in float64, step $10^{-5}$, along one random direction and with a random `dy`. Never with `sum()`.
-#   Linear functions also pass the adjoint test, to 12 digits and more.
+# - Check with a central difference, in float64, step $10^{-5}$, along one random direction and with a random
+#   `dy`. Never with `sum()`. Linear functions also pass the adjoint test, to 12 digits and more.
 # - Keep clear of kinks by construction. Check odd sizes and overlapping windows.
 #
-# **Read next.** In this course: [02 Convolution](02_convolution.ipynb). Elsewhere: the CS231n notes "Backpropagation, Intuitions" and "Learning"
-# (the part on gradient checks); Rumelhart, Hinton and Williams, *Learning representations by back-propagating errors*, Nature 323
-# (1986); Baydin et al., *Automatic differentiation in machine learning: a survey*, arXiv 1502.05767, sections 2 and 3. In the code:
+# **Read next.** In this course: [02 Convolution](02_convolution.ipynb). Elsewhere: the CS231n notes
+# "Backpropagation, Intuitions" and "Learning" (the part on gradient checks); Rumelhart, Hinton and Williams,
+# *Learning representations by back-propagating errors*, Nature 323 (1986); Baydin et al., *Automatic
+# differentiation in machine learning: a survey*, arXiv 1502.05767, sections 2 and 3. In the code:
 # `nprcnn/gradcheck.py`, and any file of `nprcnn/ops`.

@@ -3,6 +3,7 @@
 import numpy as np
 
 from ..errors import ConfigError
+from ..layers import NORMS
 from .anchors import AnchorGenerator
 from .box_head import BoxHead, BoxPredictor
 from .fpn import FPN, BackboneWithFPN
@@ -42,9 +43,9 @@ def build(rng, body, num_classes, *, anchor_sizes=((32,), (64,), (128,), (256,),
         Of MaskRCNN.
     """
     for name, value, choices in (("roi_method", roi_method, ("align", "pool")), ("mask_head", mask_head, ("fcn", "mlp")),
-                                 ("mask_loss", mask_loss, MASK_LOSSES)):
+                                 ("mask_loss", mask_loss, MASK_LOSSES), ("head_norm", head_norm, (None, *NORMS))):
         if value not in choices:
-            raise ConfigError(f"{name}={value!r} is not one of {', '.join(choices)}")
+            raise ConfigError(f"{name}={value!r} is not one of {', '.join(map(str, choices))}")
     if num_classes < 2:
         raise ConfigError(f"num_classes={num_classes}: class 0 is the background, so at least 2 are needed")
     anchor_generator = AnchorGenerator(anchor_sizes, aspect_ratios)
@@ -112,19 +113,20 @@ def fasterrcnn_resnet50_fpn(num_classes=91, *, weights=None, norm="frozen", trai
 
 
 TINY = dict(
-    # Scenes are 128 pixels wide rather than 800, so every size is about a quarter of the big model's.
-    anchor_sizes=((16,), (32,), (64,), (128,), (256,)), canonical_size=56, min_size=128, max_size=256,
-    fpn_channels=48, head_norm="batch", box_hidden=192, mask_channels=(48, 48, 48, 48),
+    # Scenes are 128 pixels wide rather than 800. The strides stay, so the boxes that each level is for shrink by less than the image.
+    anchor_sizes=((16,), (32,), (64,), (128,), (256,)), canonical_size=112, min_size=128, max_size=256,
+    fpn_channels=48, box_hidden=128, mask_channels=(48, 48),
     rpn_pre_nms_top_n_train=300, rpn_post_nms_top_n_train=200,
     rpn_pre_nms_top_n_test=300, rpn_post_nms_top_n_test=100,
-    rpn_batch_size_per_image=128, box_batch_size_per_image=64,
+    # Few objects and many easy negatives in an image: half of a small sample may be positive.
+    rpn_batch_size_per_image=128, box_batch_size_per_image=32, box_positive_fraction=0.5,
 )
 
 
 def maskrcnn_tiny(num_classes=7, *, weights=None, rng=None, **settings):
     """The same classes as the big models, narrower, for images of about 128 pixels: it trains on a laptop.
 
-    A ResNet of basic blocks, one a stage, 16 to 128 channels, with batch norm; a pyramid of 48 channels.
+    A ResNet-18 of 20 to 160 channels with batch norm, a pyramid of 48 channels, two convolutions in the mask head.
 
     Parameters
     ----------
@@ -135,6 +137,6 @@ def maskrcnn_tiny(num_classes=7, *, weights=None, rng=None, **settings):
     """
     rng = np.random.default_rng(0) if rng is None else rng
     settings = {**TINY, **settings}
-    body = ResNet(rng, BasicBlock, settings.pop("blocks", (1, 1, 1, 1)), settings.pop("width", 16),
+    body = ResNet(rng, BasicBlock, settings.pop("blocks", (2, 2, 2, 2)), settings.pop("width", 20),
                   settings.pop("norm", "batch"), settings.pop("trainable_backbone_layers", 5))
     return _with_weights(build(rng, body, num_classes, **settings), weights)

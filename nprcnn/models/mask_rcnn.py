@@ -68,7 +68,7 @@ class MaskRCNN(Layer):
                  box_score_thresh=0.05, box_nms_thresh=0.5, box_detections_per_img=100,
                  box_fg_iou_thresh=0.5, box_bg_iou_thresh=0.5,
                  box_batch_size_per_image=512, box_positive_fraction=0.25,
-                 canonical_size=224, mask_loss="sigmoid", class_names=None):
+                 bbox_reg_weights=box_head.BOX_WEIGHTS, canonical_size=224, mask_loss="sigmoid", class_names=None):
         self.backbone, self.rpn, self.roi_heads = backbone, rpn, roi_heads
         self.anchor_generator = anchor_generator
         self.box_features, self.mask_features = box_features, mask_features
@@ -84,7 +84,7 @@ class MaskRCNN(Layer):
         self.box_detections_per_img = box_detections_per_img
         self.box_fg_iou_thresh, self.box_bg_iou_thresh = box_fg_iou_thresh, box_bg_iou_thresh
         self.box_batch_size_per_image, self.box_positive_fraction = box_batch_size_per_image, box_positive_fraction
-        self.canonical_size, self.mask_loss = canonical_size, mask_loss
+        self.bbox_reg_weights, self.canonical_size, self.mask_loss = bbox_reg_weights, canonical_size, mask_loss
 
     @property
     def has_masks(self):
@@ -133,7 +133,7 @@ class MaskRCNN(Layer):
         class_logits, box_deltas, _ = self._box_branch(pyramid, proposals, levels, False, trace)
         splits = np.cumsum([len(p) for p in proposals])[:-1]
         found = [postprocess.filter_detections(l, d, p, size, self.box_score_thresh, self.box_nms_thresh,
-                                               self.box_detections_per_img)
+                                               self.box_detections_per_img, self.bbox_reg_weights)
                  for l, d, p, size in zip(np.split(class_logits, splits), np.split(box_deltas, splits), proposals,
                                           batch.sizes)]
         boxes = [f[0] for f in found]
@@ -208,7 +208,7 @@ class MaskRCNN(Layer):
         roi_boxes = np.concatenate([b[m] if len(b) else p for b, m, p in
                                     zip(target_boxes, decisions.matched, decisions.proposals)])
         classifier, box_reg, box_loss_cache = box_head.box_losses(
-            class_logits, box_deltas, np.concatenate(decisions.proposals), labels, roi_boxes)
+            class_logits, box_deltas, np.concatenate(decisions.proposals), labels, roi_boxes, self.bbox_reg_weights)
         losses = {"loss_objectness": objectness, "loss_rpn_box_reg": rpn_box,
                   "loss_classifier": classifier, "loss_box_reg": box_reg}
 

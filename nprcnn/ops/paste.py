@@ -35,8 +35,8 @@ def paste_masks(masks, boxes, size):
     """Each mask resized to its box and pasted into an empty image.
 
     The mask gets a border of one zero pixel and the box grows in proportion about its centre, so that the
-    mask's edge can fade to zero. The box is then cut to integers, and the mask is stretched bilinearly over x1..x2 and
-    y1..y2, the last pixel included.
+    mask's edge can fade to zero. The box is then cut to integers, and the mask is stretched bilinearly over
+    x1..x2 and y1..y2, the last pixel included.
 
     Parameters
     ----------
@@ -46,8 +46,8 @@ def paste_masks(masks, boxes, size):
 
     Returns
     -------
-    (n, H, W) array of the masks' dtype: soft masks, which `>= .5` makes binary. What lies outside the image is
-    cut off.
+    (n, H, W) array of the masks' dtype: soft masks, which `>= .5` makes binary. What lies outside the image
+    is cut off.
 
     References
     ----------
@@ -68,13 +68,12 @@ def paste_masks(masks, boxes, size):
     corners = _grown_corners(boxes, m)
     image_masks = np.zeros((len(masks), height, width), dtype=masks.dtype)
     for mask, (x1, y1, x2, y2), image_mask in zip(padded, corners.tolist(), image_masks):
-        w, h = max(x2 - x1 + 1, 1), max(y2 - y1 + 1, 1)
         left, right = max(x1, 0), min(x2 + 1, width)
         top, bottom = max(y1, 0), min(y2 + 1, height)
         if left >= right or top >= bottom:
-            continue
+            continue                # outside the image, or corners exchanged
         # Only the visible rows and columns of the stretched mask are computed, however large the box.
-        rows = _stretch(h, top - y1, bottom - y1, m + 2 * PADDING, masks.dtype)
-        cols = _stretch(w, left - x1, right - x1, m + 2 * PADDING, masks.dtype)
+        rows = _stretch(y2 - y1 + 1, top - y1, bottom - y1, m + 2 * PADDING, masks.dtype)
+        cols = _stretch(x2 - x1 + 1, left - x1, right - x1, m + 2 * PADDING, masks.dtype)
         image_mask[top:bottom, left:right] = rows @ mask @ cols.T
     return image_masks

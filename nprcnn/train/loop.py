@@ -24,7 +24,7 @@ def batches(source, batch_size, seed):
 
 
 def train(model, source, *, steps, batch_size=8, lr=0.02, warmup_steps=100, drops=(2 / 3, 8 / 9), momentum=0.9,
-          weight_decay=1e-4, max_grad_norm=10.0, seed=0, progress=True):
+          weight_decay=1e-4, max_grad_norm=10.0, seed=0, progress=True, on_step=None):
     """Train a model in place.
 
     Parameters
@@ -40,6 +40,8 @@ def train(model, source, *, steps, batch_size=8, lr=0.02, warmup_steps=100, drop
         Fixes the order of the images and what the losses sample. (The initial values are the model's.)
     progress : bool
         Show a progress bar with the five losses.
+    on_step : function (step, row), optional
+        Called after every step with what the history got.
 
     Returns
     -------
@@ -67,6 +69,8 @@ def train(model, source, *, steps, batch_size=8, lr=0.02, warmup_steps=100, drop
             history.append(row)
             bar.set_postfix_str(progress_text(history), refresh=False)
             bar.update()
+            if on_step is not None:
+                on_step(step, row)
     return history
 
 

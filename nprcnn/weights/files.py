@@ -1,5 +1,6 @@
 """Weights in .safetensors and .npz files."""
 
+import io
 import os
 import zipfile
 from pathlib import Path
@@ -47,19 +48,22 @@ def read_weights(path):
 
 
 def _read_safetensors(path):
-    from safetensors import SafetensorError
     from safetensors.numpy import load_file
     try:
         return load_file(path)
-    except (SafetensorError, OSError, KeyError) as error:
-        raise WeightsError(f"{path}: not a whole .safetensors file ({error}); copy or save it anew") from error
+    except Exception as error:  # a dozen different kinds on broken bytes, and on types that NumPy has not (bfloat16)
+        raise WeightsError(f"{path}: not a whole .safetensors file of NumPy's types ({error}); copy or save it anew") from error
 
 
 def _read_npz(path):
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, AttributeError) as error:
+        with open(path, "rb") as file:  # np.load would leave a broken file open
+            if not zipfile.is_zipfile(file):
+                raise zipfile.BadZipFile("no archive of arrays")
+            file.seek(0)
+            with np.load(file, allow_pickle=False) as archive:
+                return {name: archive[name] for name in archive.files}
+    except Exception as error:  # a dozen different kinds on broken bytes
         raise WeightsError(f"{path}: not a whole .npz file ({error}); copy or save it anew") from error
 
 
@@ -79,10 +83,21 @@ def load_weights(model, path):
 
 
 def save_weights(model, path, metadata=None):
-    """Write the model's state to a .safetensors file; metadata: {str: str}. The file appears whole or not at all."""
-    from safetensors.numpy import save
+    """Write the model's state to a .safetensors or .npz file, which appears whole or not at all.
+
+    metadata: {str: str}, for .safetensors only.
+    """
     path = Path(path)
     state = {name: np.ascontiguousarray(array) for name, array in model.state_dict().items()}
+    if path.suffix == ".safetensors":
+        from safetensors.numpy import save
+        content = save(state, metadata)
+    elif path.suffix == ".npz":
+        archive = io.BytesIO()
+        np.savez(archive, **state)
+        content = archive.getvalue()
+    else:
+        raise WeightsError(f"{path}: weights are written as .safetensors or .npz; give a name that ends so")
     partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(save(state, metadata))
+    partial.write_bytes(content)
     os.replace(partial, path)

@@ -82,7 +82,7 @@ for name, rows in (("five", iou), ("four", iou[:4])):
     out[f"match.{name}.box"] = _utils.Matcher(0.5, 0.5)(t(rows)).numpy()
 
 # ---- RoI levels, float32 and float64 ----
-side = np.concatenate([np.array([7, 56, 112, 224, 448, 896, 2000.0]), seeded.uniform("sides", 5, 1200, 80)])
+side = np.concatenate([np.array([7, 28, 56, 112, 224, 448, 896, 2000.0]), np.exp(seeded.uniform("sides", 2, 7, 80))])
 side = np.concatenate([side, np.nextafter(np.float32(side), np.float32(0))])
 corner = np.zeros_like(side)
 squares = np.stack([corner, corner, side, side], axis=1)

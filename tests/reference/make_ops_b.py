@@ -1,7 +1,7 @@
 """Writes the .npz files that the tests of RoIAlign, RoIPool, losses, boxes, NMS and paste compare with.
 
-Every value comes from PyTorch or torchvision; nothing of nprcnn is imported. Run from anywhere, with an environment
-that has them (the files were written with torch 2.15.0 and torchvision 0.29.2 on a CPU):
+Every value comes from PyTorch or torchvision; nothing of nprcnn is imported. Run from anywhere, with an
+environment that has them (the files were written with torch 2.15.0 and torchvision 0.29.2 on a CPU):
 
     python tests/reference/make_ops_b.py
 """
@@ -122,8 +122,8 @@ def make_nms(rng):
     for threshold in (0.0, 0.3, 1 / 3, 0.5, 0.7, 1.0):
         case = cases[f"threshold {threshold:.2f}"] = {"options": {"iou_threshold": threshold}}
         for dtype in (torch.float64, torch.float32):
-            kept = torchvision.ops.nms(torch.tensor(boxes, dtype=dtype), torch.tensor(scores, dtype=dtype), threshold)
-            case[f"kept{bits(dtype)}"] = kept.numpy()
+            tensors = torch.tensor(boxes, dtype=dtype), torch.tensor(scores, dtype=dtype)
+            case[f"kept{bits(dtype)}"] = torchvision.ops.nms(*tensors, threshold).numpy()
         # torchvision's last sort is not stable: compared with scores that do not tie.
         case["batched"] = _batched_nms_vanilla(torch.tensor(boxes), torch.tensor(distinct), torch.tensor(groups),
                                                threshold).numpy()
