@@ -28,6 +28,7 @@ NAMES = {
     "rpn.deltas": "(N, T, 4): all levels' deltas in that order",
     "rpn.anchors": "(T, 4): all levels' anchors in that order",
     "rpn.proposals_before_nms": "[(P, 4)]: the best anchors of each level, moved by their deltas and clipped",
+    "rpn.scores_before_nms": "[(P,)]: their objectness in 0..1",
     "rpn.proposals": "[(P, 4)]: after NMS, best first. In training: the sampled RoIs",
     "rpn.proposal_scores": "[(P,)]: their objectness in 0..1; in prediction only",
     "roi_heads.levels": "[(P,)]: pyramid level of each of rpn.proposals, 2 for P2",

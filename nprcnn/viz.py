@@ -150,7 +150,7 @@ def draw_anchors(image, anchors, point=None, title=None):
     figure, panels = image_panels(len(levels), *(high - low), columns=2 if len(levels) in (2, 4) else 3)
     for k, (ax, boxes, dots) in enumerate(zip(panels, chosen, centres)):
         rows, columns = len(np.unique(dots[:, 1])), len(np.unique(dots[:, 0]))
-        text = f"level {k + 1}: {rows} x {columns} cells of {len(boxes)} anchors"
+        text = f"P{k + 2}: {rows} x {columns} cells of {len(boxes)} anchors"
         show_image(ax, image, text, view=(*low, *high))
         ax.set_facecolor("#e8e8e8")
         ax.scatter(*dots.T, s=min(6, 1200 / len(dots)), color="black", edgecolor="white", linewidth=0.3)

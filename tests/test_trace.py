@@ -11,6 +11,7 @@ NO_GRADIENT = {
     "transform.batch",              # the images are given
     "rpn.anchors",                  # constants
     "rpn.proposals_before_nms",     # the gradient stops at the proposals
+    "rpn.scores_before_nms",
     "rpn.proposals",
     "roi_heads.levels",             # integers
     "roi_heads.mask_targets",       # what the masks should be

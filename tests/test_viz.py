@@ -147,7 +147,7 @@ def test_anchors_a_panel_a_level_around_the_point():
     levels = [grid_anchors(cell * 2 ** k, (32 >> k, 16 >> k), (4 << k, 8 << k)) for k in range(3)]
     figure = viz.draw_anchors(image, np.concatenate(levels) / 1.25, point=(51.2, 51.2))
     assert [ax.get_title(loc="left") for ax in figure.axes] == [
-        "level 1: 32 x 16 cells of 3 anchors", "level 2: 16 x 8 cells of 3 anchors", "level 3: 8 x 4 cells of 3 anchors"]
+        "P2: 32 x 16 cells of 3 anchors", "P3: 16 x 8 cells of 3 anchors", "P4: 8 x 4 cells of 3 anchors"]
     for k, ax in enumerate(figure.axes):
         drawn = np.array([[p.get_x(), p.get_y(), p.get_x() + p.get_width(), p.get_y() + p.get_height()] for p in ax.patches])
         np.testing.assert_allclose(drawn, (cell * 2 ** k + 64) / 1.25, rtol=1e-6)  # the centre (64, 64) is on every grid

@@ -121,7 +121,8 @@ class MaskRCNN(Layer):
             return self.predict([images], trace)[0]
         images = _checked_images(images)
         batch, pyramid, anchors, logits, deltas, _ = self._first_stage(images, False, trace)
-        record(trace, "rpn.proposals_before_nms", [])  # filter_proposals adds an array an image
+        record(trace, "rpn.proposals_before_nms", [])  # to these two filter_proposals adds an array an image
+        record(trace, "rpn.scores_before_nms", [])
         proposals, scores, proposal_anchor = zip(*(
             rpn.filter_proposals(logits[i], deltas[i], anchors, batch.sizes[i], self.rpn_pre_nms_top_n_test,
                                  self.rpn_post_nms_top_n_test, self.rpn_nms_thresh, trace=trace)
@@ -272,7 +273,8 @@ class MaskRCNN(Layer):
     def _decide(self, logits, deltas, anchors, batch, image_targets, rng, trace):
         """Everything discrete, from the RPN's outputs and the targets. No gradient flows through it."""
         all_anchors = np.concatenate(anchors)
-        record(trace, "rpn.proposals_before_nms", [])  # filter_proposals adds an array an image
+        record(trace, "rpn.proposals_before_nms", [])  # to these two filter_proposals adds an array an image
+        record(trace, "rpn.scores_before_nms", [])
         per_image = []
         for i, target in enumerate(image_targets):
             anchor_sample = targets.anchor_targets(

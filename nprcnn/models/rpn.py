@@ -122,6 +122,7 @@ def filter_proposals(logits, deltas, anchors, image_size, pre_nms_top_n, post_nm
     scores = sigmoid(logits[chosen])
     if trace is not None:
         trace.values.setdefault("rpn.proposals_before_nms", []).append(boxes)
+        trace.values.setdefault("rpn.scores_before_nms", []).append(scores)
     large = remove_small_boxes(boxes, min_size)
     # NMS within a level: an anchor of another size is another question
     keep = large[batched_nms(boxes[large], scores[large], level_of[large], nms_thresh, kernels=backend.active())]
