@@ -12,7 +12,8 @@ from nprcnn.ops.deconv import conv_transpose2d
 
 SOLUTIONS = Path(__file__).parents[1] / "notebooks" / "src" / "solutions"
 EXERCISES = ["residual_backward", "pyramid_backward", "bce_backward",
-             "receptive_field", "conv_transpose", "grad_x_by_convolution"]
+             "receptive_field", "conv_transpose", "grad_x_by_convolution",
+             "roi_levels", "deltas_to", "best_class_map"]
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +88,24 @@ def grad_x(dy, w, x_shape, stride, padding, turn=-1, rest=True, pad=None):
     return conv2d(z, w[:, :, ::turn, ::turn].swapaxes(0, 1), padding=k - 1 - padding if pad is None else pad)
 
 
+def levels(boxes, size, round=np.floor, low=2, high=5):
+    side = np.sqrt(np.prod(boxes[:, 2:] - boxes[:, :2], axis=1))
+    return np.clip(round(4 + np.log2(side / size)), low, high).astype(int)
+
+
+def deltas(boxes, anchors, centre=0.5, log=np.log, relative=True):
+    (wh, wh_a), (xy, xy_a) = (b[:, 2:] - b[:, :2] for b in (boxes, anchors)), (b[:, :2] for b in (boxes, anchors))
+    d = xy + centre * wh - xy_a - centre * wh_a
+    return np.hstack([d / wh_a if relative else d, log(wh / wh_a)])
+
+
+def paint(labels, masks, order):
+    y = np.zeros(masks.shape[1:], int)
+    for i in order:
+        y[masks[i]] = labels[i]
+    return y
+
+
 WRONG = [
     ("residual_backward", lambda dy, c: residual(dy, c, skip=False), "lacks the short cut"),
     ("residual_backward", lambda dy, c: residual(dy, c, gate=lambda x, z: 1), "gate is missing"),
@@ -110,6 +129,21 @@ WRONG = [
     ("grad_x_by_convolution", lambda *a: grad_x(*a, turn=1), "not turned round"),
     ("grad_x_by_convolution", lambda *a: grad_x(*a, rest=False), "last rows or columns"),
     ("grad_x_by_convolution", lambda *a: grad_x(*a, pad=a[4]), "forward's padding"),
+    ("roi_levels", lambda b, s: levels(b, s, low=-9, high=99), "P2 to P5 only"),
+    ("roi_levels", lambda b, s: levels(b, s, low=-9), "smaller than 2"),
+    ("roi_levels", lambda b, s: levels(b, s, high=99), "larger than 5"),
+    ("roi_levels", lambda b, s: levels(b, s, high=6), "P6 is for the RPN alone"),
+    ("roi_levels", lambda b, s: levels(b, s, round=np.round), "The formula rounds down"),
+    ("roi_levels", lambda b, s: levels(b, s) - 2, "counts from 0"),
+    ("roi_levels", lambda b, s: levels(b, 112), "size has no effect"),
+    ("deltas_to", lambda b, a: deltas(b, a, centre=0), "centres of the boxes"),
+    ("deltas_to", lambda b, a: deltas(b, a, relative=False), "dx and dy are relative"),
+    ("deltas_to", lambda b, a: deltas(b, a, log=lambda r: r), "logarithm is missing"),
+    ("deltas_to", lambda b, a: deltas(a, b), "the other way round"),
+    ("best_class_map", lambda l, s, m: (l[:, None, None] * m).max(axis=0, initial=0), "takes the larger label"),
+    ("best_class_map", lambda l, s, m: paint(l, m, np.argsort(-s)), "worst score wins"),
+    ("best_class_map", lambda l, s, m: paint(l, m, range(len(l))), "last instance of the list"),
+    ("best_class_map", lambda l, s, m: paint(l, m, range(len(l))[::-1]), "first instance of the list"),
 ]
 
 

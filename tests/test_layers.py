@@ -53,7 +53,9 @@ def test_load_state_dict_takes_copies_in_the_models_dtype():
     for name, array in model.state_dict().items():
         assert array.dtype == np.float32
         np.testing.assert_array_equal(array, state[name].astype(np.float32))
-        assert not np.shares_memory(array, state[name])
+    model.astype(np.float64).load_state_dict(state)  # the same dtype as in the file: still copies
+    for name, array in model.state_dict().items():
+        assert (array == state[name]).all() and not np.shares_memory(array, state[name])
 
 
 @pytest.mark.parametrize("change, message", [

@@ -5,7 +5,7 @@ from small_models import snapshot, tiny_image_model
 
 from nprcnn.errors import ConfigError
 from nprcnn.models.mask_rcnn import LOSSES
-from nprcnn.train import train
+from nprcnn.train import SGD, clip_gradients, train
 from nprcnn.train.loop import batches, progress_text
 
 
@@ -47,6 +47,23 @@ def test_the_same_seed_gives_the_same_weights_bit_for_bit():
     assert all(x != y for x, y in zip(snapshot(a).values(), snapshot(c).values()))
     assert all(x != y for x, y in zip(snapshot(a).values(), start.values()))
     assert {array.dtype for array in a.state_dict().values()} == {np.dtype(np.float32)}
+
+
+def test_the_loop_is_what_one_would_write_by_hand():
+    """Losses, fresh gradients, clipping, one step: to the last bit, with gradients in the model that came from elsewhere."""
+    model, by_hand = (tiny_image_model(dtype=np.float32) for _ in range(2))
+    for parameter in model.parameters():
+        parameter.add_grad(np.ones_like(parameter.data))
+    train(model, Source(), steps=3, batch_size=2, lr=0.02, warmup_steps=0, drops=(), seed=5, progress=False)
+    optimizer, rng, stream = SGD(by_hand.parameters(), 0.9, 1e-4), np.random.default_rng([5, 1]), batches(Source(), 2, 5)
+    for _ in range(3):
+        images, targets = next(stream)
+        _, cache = by_hand.losses(images, targets, rng)
+        by_hand.zero_grad()
+        by_hand.backward(cache)
+        clip_gradients(by_hand.parameters(), 10.0)
+        optimizer.step(0.02)
+    assert snapshot(model) == snapshot(by_hand)
 
 
 def test_history_has_a_row_a_step():

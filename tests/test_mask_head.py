@@ -133,5 +133,6 @@ def test_no_rois(kind, norm):
 def test_names_are_those_of_a_sequence():
     head, predictor = build("fcn")
     assert list(head.state_dict()) == ["0.0.weight", "0.0.bias", "1.0.weight", "1.0.bias"]
-    assert list(predictor.state_dict()) == ["conv5_mask.weight", "conv5_mask.bias", "mask_fcn_logits.weight", "mask_fcn_logits.bias"]
+    assert list(predictor.state_dict()) == ["conv5_mask.weight", "conv5_mask.bias", "mask_fcn_logits.weight",
+                                            "mask_fcn_logits.bias"]
     assert predictor.conv5_mask.weight.data.shape == (5, 4, 2, 2)  # (in, out, 2, 2)

@@ -388,6 +388,7 @@ BAD_IMAGES = {
 BAD_TARGETS = {
     "degenerate": (with_target(boxes=BOX[:, [0, 1, 0, 3]]), "target 1: box 0 .* no area"),
     "upside down": (with_target(boxes=BOX[:, [0, 3, 2, 1]]), "target 1: box 0 .* no area"),
+    "a millionth of a pixel": (with_target(boxes=np.array([[50, 10, 50.000001, 20]] * 3)), "target 1: a box is so small"),
     "NaN box": (with_target(boxes=BOX * np.float32(np.nan)), "target 1: box 0"),
     "outside": (with_target(boxes=BOX + 3), "leaves the image"),
     "box shape": (with_target(boxes=BOX[:, :3]), r"shape \(3, 3\)"),

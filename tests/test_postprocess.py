@@ -30,7 +30,8 @@ def by_hand(logits, **changes):
     """RoIs side by side, no deltas."""
     rois = np.float32([[10 * i, 0, 10 * i + 9, 9] for i in range(len(logits))])
     arguments = {**dict(score_thresh=0.05, nms_thresh=0.5, max_detections=100), **changes}
-    return filter_detections(np.float32(logits), np.zeros((len(logits), 4 * len(logits[0])), np.float32), rois, (20, 100), **arguments)
+    deltas = np.zeros((len(logits), 4 * len(logits[0])), np.float32)
+    return filter_detections(np.float32(logits), deltas, rois, (20, 100), **arguments)
 
 
 def test_one_roi_may_be_several_classes_but_never_background():

@@ -27,8 +27,8 @@ def test_blocks_are_torchvisions(block, norm, stride):
     channels = 4 if stride == 1 and block is BasicBlock else 6
     width = 4 if block is BasicBlock else 2
     name = f"block.{block.__name__}.{norm}"
-    layer = fill(block(np.random.default_rng(0), channels, width, stride, {"BatchNorm2d": BatchNorm2d,
-                                                                           "FrozenBatchNorm2d": FrozenBatchNorm2d}[norm]), name + ".")
+    layer_norm = {"BatchNorm2d": BatchNorm2d, "FrozenBatchNorm2d": FrozenBatchNorm2d}[norm]
+    layer = fill(block(np.random.default_rng(0), channels, width, stride, layer_norm), name + ".")
     assert (layer.downsample is None) == (channels == width * block.expansion and stride == 1)
     y, cache = layer.forward(seeded.normal(name, 2, channels, 5, 7), True)
     np.testing.assert_allclose(y, REFERENCE[name], rtol=1e-11, atol=1e-13)

@@ -100,7 +100,8 @@ def test_the_gradients_are_those_of_the_recorded_tensors(traced):
     heads = model.roi_heads
     np.testing.assert_allclose(trace.grad["roi_heads.box_hidden"],
                                trace.grad["roi_heads.class_logits"] @ heads.box_predictor.cls_score.weight.data
-                               + trace.grad["roi_heads.box_deltas"] @ heads.box_predictor.bbox_pred.weight.data, rtol=1e-10, atol=1e-15)
+                               + trace.grad["roi_heads.box_deltas"] @ heads.box_predictor.bbox_pred.weight.data,
+                               rtol=1e-10, atol=1e-15)
     logits, targets = trace["roi_heads.mask_logits"], trace["roi_heads.mask_targets"]
     at_targets = trace.grad["roi_heads.mask_logits"]
     chosen = np.abs(at_targets).sum((2, 3)).argmax(1)

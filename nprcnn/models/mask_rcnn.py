@@ -191,10 +191,14 @@ class MaskRCNN(Layer):
             raise DataError(f"{len(images)} images and {len(image_targets)} targets; each image needs its own")
         for i, (image, target) in enumerate(zip(images, image_targets)):
             check_target(image.shape[:2], target, self.num_classes, i, needs_masks=self.has_masks)
-        batch, pyramid, anchors, logits, deltas, first_cache = self._first_stage(images, True, trace)
-        image_targets = [transform.resize_target(t, image.shape[:2], size, self.dtype)
-                         for t, image, size in zip(image_targets, images, batch.sizes)]
+        image_targets = [transform.resize_target(
+            t, image.shape[:2], transform.resized_size(*image.shape[:2], self.min_size, self.max_size), self.dtype)
+            for t, image in zip(image_targets, images)]
         target_boxes = [t["boxes"] for t in image_targets]
+        for i, boxes in enumerate(target_boxes):
+            if (boxes[:, 2:] <= boxes[:, :2]).any():
+                raise DataError(f"target {i}: a box is so small that {boxes.dtype} loses its area after resizing; drop it")
+        batch, pyramid, anchors, logits, deltas, first_cache = self._first_stage(images, True, trace)
         if decisions is None:
             decisions = self._decide(logits, deltas, anchors, batch, image_targets, rng, trace)
         record(trace, "rpn.proposals", decisions.proposals)
