@@ -12,7 +12,7 @@ setup(
     python_requires=">=3.11",
     packages=["nprcnn", "nprcnn.ops", "nprcnn.models", "nprcnn.data", "nprcnn.train", "nprcnn.weights"],
     package_data={"nprcnn.weights": ["*.safetensors", "*.json"]},
-    install_requires=["numpy>=1.26", "pillow>=10.1", "matplotlib>=3.8", "tqdm>=4.60", "safetensors>=0.4",
+    install_requires=["numpy>=2.0", "pillow>=10.1", "matplotlib>=3.8", "tqdm>=4.60", "safetensors>=0.4",
                       "pycocotools>=2.0.8"],
     extras_require={
         "notebooks": NOTEBOOKS,

@@ -54,11 +54,19 @@ NUMPY = KernelSet(
 
 KERNEL_SETS = {"numpy": NUMPY}
 
-_active = NUMPY
+_active = None  # until somebody asks: an import must not fail because of an environment variable
 
 
 def active():
-    """The KernelSet that the layers use now."""
+    """The KernelSet that the layers use now; at first the one that NPRCNN_KERNELS names, or "numpy".
+
+    Raises
+    ------
+    BackendError
+        NPRCNN_KERNELS names a set that is not there.
+    """
+    if _active is None:
+        use(os.environ.get("NPRCNN_KERNELS") or "numpy")
     return _active
 
 
@@ -68,7 +76,7 @@ class use:
     Parameters
     ----------
     name : str
-        One of KERNEL_SETS. The environment variable NPRCNN_KERNELS sets the one that a process starts with.
+        One of KERNEL_SETS. The environment variable NPRCNN_KERNELS names the one that a process starts with.
 
     Raises
     ------
@@ -89,7 +97,3 @@ class use:
     def __exit__(self, *exception):
         global _active
         _active = self.previous
-
-
-if os.environ.get("NPRCNN_KERNELS"):
-    use(os.environ["NPRCNN_KERNELS"])

@@ -48,7 +48,7 @@ def new_figure(width, height):
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI, facecolor="white")
+    figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI, facecolor="white", layout="none")  # we place the axes
     FigureCanvasAgg(figure)
     figure._repr_png_ = lambda: _small_png(figure)  # what a notebook asks for
     return figure

@@ -20,7 +20,7 @@ def main(argv=None):
         print(f"nprcnn {args.command}: {error}", file=sys.stderr)
         return 2
     except OSError as error:
-        print(f"nprcnn {args.command}: {error.filename or 'file system'}: {error.strerror}", file=sys.stderr)
+        print(f"nprcnn {args.command}: {error.filename or 'file system'}: {error.strerror or error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"\nnprcnn {args.command}: stopped", file=sys.stderr)
@@ -80,11 +80,33 @@ def seed_number(text):
 
 
 def positive_number(text):
-    """argparse type: an integer of at least 1."""
+    """argparse type: how many of something, in 1..1000000 (more would not fit into the memory, or into a lifetime)."""
     value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
+    if not 1 <= value <= 1_000_000:
+        raise argparse.ArgumentTypeError(f"{text} is outside 1..1000000")
     return value
+
+
+# Where results will go is looked at before the work that makes them.
+
+def check_folder(path):
+    """Raise ConfigError if `path` cannot be a folder to write into, which may still have to be made."""
+    if path.exists() and not path.is_dir():
+        raise ConfigError(f"--out {path} is a file; give a folder")
+
+
+def check_file(path):
+    """Raise ConfigError if `path` cannot be a file to write."""
+    if path.is_dir():
+        raise ConfigError(f"{path} is a folder; give the name of a file to write")
+    if not path.parent.is_dir():
+        raise ConfigError(f"{path} cannot be written: there is no folder {path.parent}; make it first")
+
+
+def write_json(path, content):
+    """The file appears whole or not at all."""
+    from .data.images import write_whole
+    write_whole(path, lambda file: file.write((json.dumps(content, indent=1) + "\n").encode()))
 
 
 # Each command imports what it needs when it runs, so that `nprcnn --help` answers at once.
@@ -92,12 +114,14 @@ def positive_number(text):
 def run_demo(args):
     """nprcnn demo"""
     from .demo import demo
+    check_folder(args.out)
     demo(args.out, quick=args.quick, seed=args.seed)
 
 
 def run_train(args):
     """nprcnn train"""
     from .recipes import train_shapes
+    check_folder(args.out)
     train_shapes(args.out, seed=args.seed, steps=args.steps)
 
 
@@ -106,11 +130,13 @@ def run_evaluate(args):
     from .data.shapes import Shapes
     from .evaluate import evaluate, format_metrics
     from .models import maskrcnn_tiny
+    if args.json:
+        check_file(args.json)
     model = maskrcnn_tiny(weights=args.weights)
     metrics = evaluate(model, Shapes.held_out(args.count, args.difficulty))
     print(format_metrics(metrics))
     if args.json:
-        args.json.write_text(json.dumps(metrics, indent=1) + "\n")
+        write_json(args.json, metrics)
 
 
 def run_predict(args):
@@ -123,6 +149,7 @@ def run_predict(args):
         raise ConfigError(f"--out {args.out}: pictures are written as PNG; give a name that ends in .png")
     if not 0 <= args.score <= 1:
         raise ConfigError(f"--score {args.score}: scores lie in 0..1")
+    check_file(args.out)
     image = read_image(args.image)
     result = maskrcnn_tiny(weights=args.weights).predict(image)
     keep = result.scores >= args.score
@@ -137,8 +164,10 @@ def run_predict(args):
 def run_gradcheck(args):
     """nprcnn gradcheck"""
     from .pairs import format_table, run_all
+    if args.json:
+        check_file(args.json)
     rows = run_all()
     print(format_table(rows))
     if args.json:
-        args.json.write_text(json.dumps([row._asdict() for row in rows], indent=1) + "\n")
+        write_json(args.json, [row._asdict() for row in rows])
     return 0 if all(row.passed for row in rows) else 1

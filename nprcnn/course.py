@@ -90,7 +90,7 @@ def _try(yours, reference, args, outputs, mistakes):
         if not right:
             texts = [text for answer, text in wrong_answers if answer[k] is not None and _agree(got[k], answer[k])]
             reasons.append(texts[0] if texts else _pattern(got[k], want[k]))
-    return "\n".join([*lines, "Why, perhaps: " + " ".join(dict.fromkeys(reasons))]) if reasons else ""
+    return "\n".join([*lines, *(f"Why, perhaps: {reason}" for reason in dict.fromkeys(reasons))]) if reasons else ""
 
 
 def _compare_one(name, got, want):

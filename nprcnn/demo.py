@@ -4,8 +4,8 @@ import numpy as np
 
 from . import viz
 from .data.shapes import Shapes
-from .errors import ConfigError
 from .models import maskrcnn_tiny
+from .models.transform import resize_boxes, resized_size
 from .recipes import train_demo
 from .trace import Trace
 
@@ -18,8 +18,6 @@ SHOWN_BEFORE_NMS = 150
 
 def demo(out, quick=False, seed=0):
     """Train (unless quick) and print "mask AP50 0.xx"; then write a picture of each stage to the folder `out`."""
-    if out.exists() and not out.is_dir():
-        raise ConfigError(f"--out {out} is a file; give a folder")
     out.mkdir(parents=True, exist_ok=True)
     if not quick:
         print("A Mask R-CNN learns from random weights, on scenes made as it goes. The bar shows its five losses:")
@@ -48,18 +46,19 @@ def stage_figures(model, image, trace, result):
     scores, levels = trace["rpn.proposal_scores"][0], trace["roi_heads.levels"][0]
     # the boxes of these stages are in pixels of the network's input, which is this image at another size
     height, width = image.shape[:2]
-    scale = min(model.min_size / min(height, width), model.max_size / max(height, width))
+    input_size = resized_size(height, width, model.min_size, model.max_size)
+    anchors, before, rois = (resize_boxes(boxes, input_size, (height, width)) for boxes in (anchors, before, proposals))
     names = model.class_names or Shapes.class_names
 
     yield "0_image.png", viz.draw_detections(image, np.zeros((0, 4)), title="the image")
     for level in ("p2", "p3", "p4"):
         yield f"1_features_{level}.png", viz.draw_feature_maps(trace[f"fpn.{level}"][0], title=f"pyramid level {level.upper()}")
-    yield "2_anchors.png", viz.draw_anchors(image, anchors / scale)
+    yield "2_anchors.png", viz.draw_anchors(image, anchors)
     yield "3_proposals_before_nms.png", viz.draw_boxes(
-        image, before[best] / scale, values=before_scores[best], title=f"the best {len(best)} of {len(before)} boxes before NMS")
-    yield "4_proposals.png", viz.draw_boxes(image, proposals / scale, values=scores,
+        image, before[best], values=before_scores[best], title=f"the best {len(best)} of {len(before)} boxes before NMS")
+    yield "4_proposals.png", viz.draw_boxes(image, rois, values=scores,
                                             title=f"{len(proposals)} proposals after NMS, by objectness")
-    yield "5_rois_by_level.png", viz.draw_rois_by_level(image, proposals / scale, levels)
+    yield "5_rois_by_level.png", viz.draw_rois_by_level(image, rois, levels)
     shown = np.flatnonzero(result.scores >= SHOWN_SCORE)
     labels, shown_scores = result.labels[shown], result.scores[shown]
     if len(shown):
@@ -71,9 +70,9 @@ def stage_figures(model, image, trace, result):
 
     overview, panels = viz.image_panels(5, width, height, columns=5, side=256)
     viz.draw_boxes(image, np.zeros((0, 4)), ax=panels[0], title="image")
-    viz.draw_boxes(image, before[best] / scale, values=before_scores[best], ax=panels[1], title="RPN: boxes by objectness")
-    viz.draw_boxes(image, proposals / scale, values=scores, ax=panels[2], title="proposals after NMS")
-    viz.draw_boxes(image, proposals[result.proposal[shown]] / scale, values=shown_scores, width=1.5, ax=panels[3],
+    viz.draw_boxes(image, before[best], values=before_scores[best], ax=panels[1], title="RPN: boxes by objectness")
+    viz.draw_boxes(image, rois, values=scores, ax=panels[2], title="proposals after NMS")
+    viz.draw_boxes(image, rois[result.proposal[shown]], values=shown_scores, width=1.5, ax=panels[3],
                    title="the RoIs behind the detections")
     viz.draw_detections(image, *found, class_names=names, ax=panels[4], title="classes, boxes, masks")
     yield "8_overview.png", overview

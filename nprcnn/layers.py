@@ -5,6 +5,8 @@ Every layer has the same two methods:
     y, cache = layer.forward(x, train)      cache is None when train is False
     dx = layer.backward(dy, cache)          adds to parameter.grad, returns the gradient of the input
 
+x and dx have one shape, y and dy another; each class states them. What a backward pass computes stands in the pair, under nprcnn.ops.
+
 The cache is returned, never kept on the layer: one layer may run several times in a forward pass (the RPN head runs on five pyramid
 levels), and each run needs its own.
 """
@@ -30,7 +32,8 @@ class Parameter:
         self.trainable = True
 
     def add_grad(self, grad):
-        """Gradients always add up: a layer that ran five times gets five contributions. zero_grad() starts anew."""
+        """grad has the shape of data. Gradients always add up: a layer that ran five times gets five contributions. zero_grad() starts
+        anew."""
         if self.grad is None:
             self.grad = np.zeros_like(self.data)
         self.grad += grad
@@ -127,7 +130,7 @@ def kaiming_uniform_a1(rng, shape):
 
 
 def uniform_fan_in(rng, shape):
-    """U(-b, b), b = 1 / sqrt(fan_in): PyTorch's default for Linear, which the box head uses."""
+    """U(-b, b), b = 1 / sqrt(fan_in): PyTorch's default for Linear, which the box head uses. (Biases begin at 0 here, not so there.)"""
     bound = 1 / np.sqrt(np.prod(shape[1:]))
     return rng.uniform(-bound, bound, shape).astype(np.float32)
 
@@ -155,6 +158,7 @@ class Conv2d(Layer):
                               kernels=backend.active())
 
     def backward(self, dy, cache, needs_dx=True):
+        """needs_dx=False: returns None, for a first layer, whose input is the image."""
         dx, dw, db = conv2d_backward(dy, cache, needs_dx, kernels=backend.active())
         self.weight.add_grad(dw)
         if self.bias is not None:
@@ -163,7 +167,7 @@ class Conv2d(Layer):
 
 
 class ConvTranspose2d(Layer):
-    """Transposed convolution ("deconvolution"). weight (in, out, k, k), bias (out,)."""
+    """Transposed convolution ("deconvolution"). weight (in, out, k, k), bias (out,). x (N, in, H, W) -> y (N, out, H', W')."""
 
     def __init__(self, rng, in_channels, out_channels, kernel_size, stride=1, padding=0, init=kaiming_normal_fan_out):
         self.stride, self.padding = stride, padding
@@ -206,7 +210,7 @@ class Linear(Layer):
 
 
 class BatchNorm2d(Layer):
-    """Batch norm: with train=True it uses the batch's statistics and updates the running ones."""
+    """Batch norm: with train=True it uses the batch's statistics and updates the running ones. x, y (N, C, H, W); all vectors (C,)."""
 
     def __init__(self, channels, eps=1e-5, momentum=0.1):
         self.eps, self.momentum = eps, momentum
@@ -233,7 +237,8 @@ class BatchNorm2d(Layer):
 class FrozenBatchNorm2d(Layer):
     """Batch norm whose statistics, weight and bias are constants: a scale and a shift a channel.
 
-    Detection fine-tunes with one or two images a GPU, too few for statistics, so pretrained backbones keep theirs.
+    x, y (N, C, H, W); all vectors (C,). Detection fine-tunes with one or two images a GPU, too few for statistics, so pretrained
+    backbones keep theirs.
     """
 
     def __init__(self, channels, eps=1e-5):
@@ -256,7 +261,10 @@ NORMS = {"batch": BatchNorm2d, "frozen": FrozenBatchNorm2d}
 
 
 def conv_block(rng, in_channels, out_channels, kernel_size, norm=None, init=kaiming_normal_fan_out):
-    """[convolution, norm or None]: what conv_norm_relu takes. With a norm the convolution needs no bias of its own."""
+    """[convolution, norm or None]: what conv_norm_relu takes. norm: None or a key of NORMS.
+
+    The convolution keeps the size (kernel_size odd). With a norm it needs no bias of its own.
+    """
     return [Conv2d(rng, in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=norm is None, init=init),
             NORMS[norm](out_channels) if norm else None]
 
@@ -264,7 +272,8 @@ def conv_block(rng, in_channels, out_channels, kernel_size, norm=None, init=kaim
 def conv_norm_relu(conv, norm, x, train, residual=None, relu_after=True):
     """y = relu(norm(conv(x)) + residual): the one place where convolution, norm, sum and ReLU meet.
 
-    norm may be None, and so may residual (an array of y's shape). Returns y and a cache for conv_norm_relu_backward.
+    x (N, C, H, W) -> y (N, O, H', W') and a cache for conv_norm_relu_backward (None without train). norm may be None, and so may
+    residual (an array of y's shape); relu_after=False leaves the ReLU out.
     """
     y, conv_cache = conv.forward(x, train)
     norm_cache = relu_cache = None
@@ -280,7 +289,7 @@ def conv_norm_relu(conv, norm, x, train, residual=None, relu_after=True):
 
 
 def conv_norm_relu_backward(conv, norm, dy, cache, needs_dx=True):
-    """Returns dx and the gradient of the residual (which is the gradient that arrives at the sum)."""
+    """dy, of y's shape -> dx, of x's (None if not needed), and the gradient of the residual, of y's: what arrives at the sum."""
     conv_cache, norm_cache, relu_cache = cache
     # forward: y = relu(s), s = n + residual      the sum gives the same gradient to both
     ds = dy if relu_cache is None else relu_backward(dy, relu_cache)

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from nprcnn.errors import ConfigError
 from nprcnn.models.anchors import AnchorGenerator, cell_anchors, grid_anchors
 
 
@@ -34,7 +35,7 @@ def test_stride_is_the_padded_size_over_the_grid():
 
 
 def test_levels_must_fit():
-    with pytest.raises(ValueError, match="5 levels of anchors for 1"):
+    with pytest.raises(ConfigError, match="5 levels of anchors for 1"):
         AnchorGenerator()((64, 64), [(16, 16)])
-    with pytest.raises(ValueError, match="same number of anchors"):
+    with pytest.raises(ConfigError, match="same number of anchors"):
         AnchorGenerator(sizes=((32,), (64, 128)))

@@ -118,6 +118,7 @@ def test_mask_options_decide_the_last_layer(mask_head, mask_loss, masks):
     (dict(roi_method="warp"), "roi_method='warp' is not one of align, pool"),
     (dict(mask_head="conv"), "mask_head='conv'"), (dict(mask_loss="dice"), "mask_loss='dice'"),
     (dict(norm="group"), "norm='group'"), (dict(head_norm="group"), "head_norm='group'"),
+    (dict(blocks=(1, 1)), "one number for each of the four stages"),
     (dict(num_classes=1), "num_classes=1"), (dict(trainable_backbone_layers=6), "6 trainable")])
 def test_unknown_options_are_named(options, message):
     with pytest.raises(ConfigError, match=message):

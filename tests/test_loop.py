@@ -130,6 +130,16 @@ def test_a_source_smaller_than_a_batch():
         next(batches(Source(6), 8, 0))
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_training_that_diverges_is_stopped(value, monkeypatch):
+    model = tiny_image_model(dtype=np.float32)
+    before, losses = snapshot(model), dict.fromkeys(LOSSES, np.float32(1))
+    monkeypatch.setattr(model, "losses", lambda *args: ({**losses, "loss_mask": np.float32(value)}, None))
+    with pytest.raises(ConfigError, match=f"diverged: at step 0 loss_mask is {value}; lower the learning rate .lr=0.02."):
+        train(model, Source(), steps=3, batch_size=2, lr=0.02, progress=False)
+    assert snapshot(model) == before
+
+
 def test_no_steps_no_change():
     model, history = trained(steps=0)
     assert history == [] and snapshot(model) == snapshot(tiny_image_model(dtype=np.float32))

@@ -130,6 +130,13 @@ def test_no_rois(kind, norm):
     assert {name: a.tobytes() for name, a in head.state_dict().items()} == before  # no statistics of nothing
 
 
+@pytest.mark.parametrize("kind", ["fcn", "mlp"])
+def test_no_cache_without_training(kind):
+    head, predictor = build(kind)
+    h, cache = head.forward(seeded.normal("x", 2, 3, 5, 5), False)
+    assert cache is None and predictor.forward(h, False)[1] is None
+
+
 def test_names_are_those_of_a_sequence():
     head, predictor = build("fcn")
     assert list(head.state_dict()) == ["0.0.weight", "0.0.bias", "1.0.weight", "1.0.bias"]

@@ -432,3 +432,5 @@ def test_faster_rcnn_needs_no_masks():
     images, targets = with_target(masks=None)(*seeded.scene())
     losses, _ = pass_through(model, images, targets)
     assert list(losses) == list(LOSSES[:4]) and not model.has_masks
+    no_masks = [{**target, "masks": None} for target in targets]
+    assert model.losses(images, no_masks, np.random.default_rng(0))[0] == losses

@@ -58,6 +58,7 @@ def test_a_target_without_objects_and_one_without_masks():
     empty = {"boxes": np.zeros((0, 4), np.float32), "labels": np.zeros(0, np.int64), "masks": np.zeros((0, 10, 20), np.uint8)}
     new = resize_target(empty, (10, 20), (15, 30))
     assert new["boxes"].shape == (0, 4) and new["masks"].shape == (0, 15, 30) and new["boxes"].dtype == np.float32
+    assert "masks" not in resize_target({**empty, "masks": None}, (10, 20), (15, 30))
     del empty["masks"]
     assert "masks" not in resize_target(empty, (10, 20), (15, 30))
 

@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from ..errors import ConfigError
+
 
 def cell_anchors(sizes, aspect_ratios):
     """The anchors of one cell, centred on (0, 0).
@@ -60,19 +62,27 @@ class AnchorGenerator:
         ((128, 256, 512),), which with three ratios makes 9 anchors a cell.
     aspect_ratios : tuple of float
         Height / width, the same on every level.
+
+    Raises
+    ------
+    ConfigError
+        The levels have different numbers of anchors a cell, or (in the call) there are more or fewer levels than feature maps.
     """
 
     def __init__(self, sizes=((32,), (64,), (128,), (256,), (512,)), aspect_ratios=(0.5, 1.0, 2.0)):
         self.cells = [cell_anchors(level_sizes, aspect_ratios) for level_sizes in sizes]
         counts = {len(cell) for cell in self.cells}
         if len(counts) != 1:
-            raise ValueError(f"every level needs the same number of anchors a cell, for one RPN head serves all; got {counts}")
+            raise ConfigError(f"every level needs the same number of anchors a cell, for one RPN head serves all; got {counts}")
         self.anchors_per_cell = counts.pop()
 
     def __call__(self, image_shape, feature_shapes):
-        """image_shape (H, W) of the padded batch; feature_shapes [(h, w)] a level -> list of (h * w * A, 4) float32."""
+        """image_shape (H, W) of the padded batch; feature_shapes [(h, w)] a level -> list of (h * w * A, 4) float32.
+
+        A level's stride is H // h, in pixels (torchvision's convention), so that of P6 can be 61 rather than 64.
+        """
         if len(feature_shapes) != len(self.cells):
-            raise ValueError(f"{len(self.cells)} levels of anchors for {len(feature_shapes)} feature maps: "
+            raise ConfigError(f"{len(self.cells)} levels of anchors for {len(feature_shapes)} feature maps: "
                              "give one tuple of sizes a level")
         return [grid_anchors(cell, (h, w), (image_shape[0] // h, image_shape[1] // w))
                 for cell, (h, w) in zip(self.cells, feature_shapes)]

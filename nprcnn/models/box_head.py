@@ -32,8 +32,11 @@ class BoxHead(Layer):
         return h, (x.shape, cache6, relu6, cache7, relu7) if train else None
 
     def backward(self, dh, cache):
+        """(R, hidden) -> (R, C, 7, 7)."""
         shape, cache6, relu6, cache7, relu7 = cache
+        # forward: h = relu(fc7(h6))
         dh = self.fc7.backward(relu_backward(dh, relu7), cache7)
+        # forward: h6 = relu(fc6(flatten(x)))
         dh = self.fc6.backward(relu_backward(dh, relu6), cache6)
         return dh.reshape(shape)
 
@@ -46,13 +49,15 @@ class BoxPredictor(Layer):
         self.bbox_pred = Linear(rng, hidden, num_classes * 4)
 
     def forward(self, h, train):
+        """(R, hidden) -> logits (R, K), deltas (R, 4 K), cache."""
         logits, logits_cache = self.cls_score.forward(h, train)
         deltas, deltas_cache = self.bbox_pred.forward(h, train)
         return logits, deltas, (logits_cache, deltas_cache) if train else None
 
     def backward(self, dlogits, ddeltas, cache):
+        """dlogits (R, K), ddeltas (R, 4 K) -> dh (R, hidden)."""
         logits_cache, deltas_cache = cache
-        # h feeds both layers: fan-out, so the gradients add
+        # forward: logits = cls_score(h), deltas = bbox_pred(h)      h feeds both: fan-out, so the gradients add
         return self.cls_score.backward(dlogits, logits_cache) + self.bbox_pred.backward(ddeltas, deltas_cache)
 
 
@@ -63,7 +68,9 @@ def box_losses(logits, deltas, rois, labels, target_boxes, box_weights=BOX_WEIGH
     ----------
     logits, deltas : (R, K), (R, 4 K)
     rois, labels, target_boxes : (R, 4), (R,), (R, 4)
-        label 0 is background; its target box is not looked at.
+        In pixels of the resized image; int; each RoI's target box. Label 0 is background: its target box is not looked at.
+    box_weights : four floats
+        See encode_boxes.
 
     Returns
     -------
@@ -85,6 +92,6 @@ def box_losses_backward(dclass_loss, dbox_loss, cache):
     shape, chosen, class_cache, box_cache = cache
     dlogits = softmax_cross_entropy_backward(dclass_loss, class_cache)
     ddeltas = np.zeros(shape, dlogits.dtype)
-    # forward: deltas[positive, true class]      gather -> scatter
+    # forward: chosen deltas = deltas[positive, true class], every index once      gather -> scatter
     ddeltas[chosen] = smooth_l1_backward(dbox_loss, box_cache)
     return dlogits, ddeltas.reshape(shape[0], shape[1] * 4)

@@ -69,6 +69,7 @@ class FPN(Layer):
             # forward: inner_i = conv1x1(C_i) + resize(inner_(i+1))      the sum gives the same gradient to both
             dfeatures.append(conv_norm_relu_backward(*self.inner_blocks[i], dinner, lateral_caches[i])[0])
             if i + 1 < count:
+                # forward: top_down = resize(inner_(i+1))
                 dinner_from_below = resize_nearest_backward(dinner, resize_caches[i], kernels=backend.active())
         return dfeatures
 
@@ -81,10 +82,13 @@ class BackboneWithFPN(Layer):
         self.fpn = fpn
 
     def forward(self, x, train, trace=None):
+        """x (N, 3, H, W) -> [P2 .. P6], cache."""
         features, body_cache = self.body.forward(x, train, trace)
         pyramid, fpn_cache = self.fpn.forward(features, train, trace)
         return pyramid, (body_cache, fpn_cache) if train else None
 
     def backward(self, dpyramid, cache, trace=None):
+        """Gradients of P2 .. P6. Returns nothing: the image needs no gradient."""
         body_cache, fpn_cache = cache
+        # forward: pyramid = fpn(body(x))
         self.body.backward(self.fpn.backward(dpyramid, fpn_cache, trace), body_cache, trace)

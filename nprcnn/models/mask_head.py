@@ -13,6 +13,7 @@ from ..layers import (Conv2d, ConvTranspose2d, Layer, Linear, conv_block, conv_n
 from ..ops.activation import relu_backward, relu_forward, sigmoid, softmax
 from ..ops.losses import (bce_with_logits_backward, bce_with_logits_forward, softmax_cross_entropy_backward,
                           softmax_cross_entropy_forward)
+from .box_head import BoxHead
 
 MASK_LOSSES = ("sigmoid", "softmax", "agnostic")
 
@@ -30,13 +31,16 @@ class MaskHead(Layer):
             yield from named_tensors(block, f"{prefix}{index}")
 
     def forward(self, x, train):
+        """(R, C, 14, 14) -> (R, channels[-1], 14, 14), cache."""
         caches = []
         for block in self.blocks:
             x, cache = conv_norm_relu(*block, x, train)
             caches.append(cache)
-        return x, caches
+        return x, caches if train else None
 
     def backward(self, dx, caches):
+        """Gradient of the output -> gradient of the input."""
+        # forward: x = relu(norm(conv(x))), once a block      backward: the blocks from the last to the first
         for block, cache in zip(reversed(self.blocks), reversed(caches)):
             dx, _ = conv_norm_relu_backward(*block, dx, cache)
         return dx
@@ -50,36 +54,23 @@ class MaskPredictor(Layer):
         self.mask_fcn_logits = Conv2d(rng, hidden, num_masks, 1)
 
     def forward(self, x, train):
+        """(R, C, 14, 14) -> (R, K, 28, 28), cache."""
         h, deconv_cache = self.conv5_mask.forward(x, train)
         h, relu_cache = relu_forward(h)
         logits, logits_cache = self.mask_fcn_logits.forward(h, train)
         return logits, (deconv_cache, relu_cache, logits_cache) if train else None
 
     def backward(self, dlogits, cache):
+        """(R, K, 28, 28) -> (R, C, 14, 14)."""
         deconv_cache, relu_cache, logits_cache = cache
+        # forward: logits = conv1x1(h)
         dh = self.mask_fcn_logits.backward(dlogits, logits_cache)
+        # forward: h = relu(deconv(x))
         return self.conv5_mask.backward(relu_backward(dh, relu_cache), deconv_cache)
 
 
-class MaskHeadMLP(Layer):
-    """The alternative of table 2e: two fully connected layers instead of convolutions, so no pixel keeps its place."""
-
-    def __init__(self, rng, in_features, hidden):
-        self.fc1 = Linear(rng, in_features, hidden)
-        self.fc2 = Linear(rng, hidden, hidden)
-
-    def forward(self, x, train):
-        h, cache1 = self.fc1.forward(flatten(x), train)
-        h, relu1 = relu_forward(h)
-        h, cache2 = self.fc2.forward(h, train)
-        h, relu2 = relu_forward(h)
-        return h, (x.shape, cache1, relu1, cache2, relu2) if train else None
-
-    def backward(self, dh, cache):
-        shape, cache1, relu1, cache2, relu2 = cache
-        dh = self.fc2.backward(relu_backward(dh, relu2), cache2)
-        dh = self.fc1.backward(relu_backward(dh, relu1), cache1)
-        return dh.reshape(shape)
+class MaskHeadMLP(BoxHead):
+    """The alternative of table 2e: the box head's two fully connected layers instead of convolutions, so no pixel keeps its place."""
 
 
 class MaskPredictorMLP(Layer):
@@ -94,6 +85,8 @@ class MaskPredictorMLP(Layer):
         return logits.reshape(len(h), self.num_masks, self.size, self.size), cache
 
     def backward(self, dlogits, cache):
+        """(R, K, size, size) -> (R, hidden)."""
+        # forward: logits = reshape(linear(h))
         return self.mask_logits.backward(flatten(dlogits), cache)
 
 
@@ -126,15 +119,16 @@ def mask_loss_forward(logits, labels, targets, kind="sigmoid"):
 
 
 def mask_loss_backward(dloss, cache):
-    """Gradient of the logits."""
+    """Gradient of the logits, of their shape."""
     kind, shape, chosen, loss_cache = cache
     if kind == "softmax":
+        # forward: logits -> pixels (S * m * m, K): transpose, reshape      backward: the same steps in reverse
         dpixels = softmax_cross_entropy_backward(dloss, loss_cache)
         s, k, m, _ = shape
         return np.ascontiguousarray(dpixels.reshape(s, m, m, k).transpose(0, 3, 1, 2))
     dchosen = bce_with_logits_backward(dloss, loss_cache)
     dlogits = np.zeros(shape, dchosen.dtype)
-    # forward: logits[RoI, true class]      gather -> scatter
+    # forward: chosen logits = logits[RoI, true class], every index once      gather -> scatter
     dlogits[chosen] = dchosen
     return dlogits
 

@@ -156,7 +156,7 @@ class MaskRCNN(Layer):
         boxes, labels, scores, proposal = found
         boxes = transform.resize_boxes(boxes, size, original_size)
         if masks is not None:
-            masks = backend.active().paste_masks(masks, boxes, original_size) > 0.5
+            masks = backend.active().paste_masks(masks, boxes, original_size) >= 0.5
         return Detections(boxes, labels, scores, masks, proposal, levels[proposal] + 2, proposal_anchor[proposal])
 
     # ----------------------------------------------------------------------------------------------------- training
@@ -231,8 +231,7 @@ class MaskRCNN(Layer):
                                                                                self.mask_loss)
         for name, loss in losses.items():
             record(trace, f"losses.{name}", loss)
-        return losses, LossCache(decisions, pyramid, first_cache, rpn_loss_cache, box_cache, box_loss_cache, mask_cache,
-                                 mask_loss_cache)
+        return losses, LossCache(decisions, first_cache, rpn_loss_cache, box_cache, box_loss_cache, mask_cache, mask_loss_cache)
 
     def backward(self, cache, trace=None):
         """Add the gradient of the sum of the losses to every parameter's grad.
@@ -246,17 +245,22 @@ class MaskRCNN(Layer):
         for name in LOSSES if self.has_masks else LOSSES[:-1]:
             record_grad(trace, f"losses.{name}", one)
         if self.has_masks:
+            # forward: loss_mask = mask loss(mask logits), mask logits = mask branch(P2 .. P5)
             dmask_logits = mask_head.mask_loss_backward(one, cache.mask_loss)
             from_rois = self._mask_branch_backward(dmask_logits, cache.mask, trace)
+        # forward: loss_classifier, loss_box_reg = box losses(class logits, box deltas), both = box branch(P2 .. P5)
         dclass_logits, dbox_deltas = box_head.box_losses_backward(one, one, cache.box_loss)
         dbox = self._box_branch_backward(dclass_logits, dbox_deltas, cache.box, trace)
+        # each of P2 .. P5 fed both branches: fan-out, so the gradients add
         from_rois = [m + b for m, b in zip(from_rois, dbox)]
 
+        # forward: loss_objectness, loss_rpn_box_reg = RPN losses(logits, deltas), both = RPN(P2 .. P6)
         dlogits, ddeltas = rpn.rpn_losses_backward(one, one, cache.rpn_loss)
         backbone_cache, rpn_cache = cache.first_stage
         dpyramid = self.rpn.backward(dlogits, ddeltas, rpn_cache, trace)
         # each of P2 .. P5 fed the RPN and the RoI heads: fan-out, so the gradients add. P6 fed the RPN alone.
         dpyramid = [a + b for a, b in zip(dpyramid, from_rois)] + dpyramid[count:]
+        # forward: P2 .. P6 = backbone(images)
         self.backbone.backward(dpyramid, backbone_cache, trace)
 
     # ------------------------------------------------------------------------------------------------------- stages
@@ -344,15 +348,14 @@ def _checked_images(images):
 
 
 class LossCache(NamedTuple):
-    """What `losses` hands to `backward`."""
+    """What `losses` hands to `backward`: the decisions, and each stage's cache."""
 
     decisions: Decisions
-    pyramid: list
-    first_stage: tuple
+    first_stage: tuple     # of the backbone, of the RPN
     rpn_loss: tuple
-    box: tuple
+    box: tuple             # RoIAlign, head and predictor of the box branch
     box_loss: tuple
-    mask: tuple
+    mask: tuple            # the same of the mask branch; None without one, and so mask_loss
     mask_loss: tuple
 
 

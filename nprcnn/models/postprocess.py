@@ -22,7 +22,7 @@ class Detections(NamedTuple):
     boxes: np.ndarray
     labels: np.ndarray
     scores: np.ndarray
-    masks: np.ndarray
+    masks: np.ndarray | None
     proposal: np.ndarray
     level: np.ndarray
     anchor: np.ndarray
@@ -35,10 +35,13 @@ def filter_detections(logits, deltas, proposals, image_size, score_thresh, nms_t
     Parameters
     ----------
     logits, deltas, proposals : (R, K), (R, 4 K), (R, 4)
+        Proposals in pixels of the resized image.
     image_size : (h, w)
         Of the resized image: boxes are clipped to it.
     score_thresh, nms_thresh, max_detections
-        Keep scores above the first, suppress within a class above the second, then keep the best.
+        Keep scores above the first, suppress within a class above the second (an IoU), then keep so many of the best.
+    box_weights : four floats
+        See decode_boxes.
 
     Returns
     -------

@@ -17,7 +17,7 @@ from ..trace import record, record_grad
 class BasicBlock(Layer):
     """Two 3x3 convolutions and a shortcut: y = relu(f(x) + x). ResNet-18 and -34 (figure 5, left, of the paper)."""
 
-    expansion = 1
+    expansion = 1  # output channels / width
 
     def __init__(self, rng, in_channels, width, stride, norm):
         self.conv1 = Conv2d(rng, in_channels, width, 3, stride, padding=1, bias=False)
@@ -27,12 +27,14 @@ class BasicBlock(Layer):
         self.downsample = _downsample(rng, in_channels, width, stride, norm)
 
     def forward(self, x, train):
+        """x (N, C, H, W) -> y (N, width, H / stride, W / stride), cache."""
         h, cache1 = conv_norm_relu(self.conv1, self.bn1, x, train)
         shortcut, cache_down = _shortcut(self.downsample, x, train)
         y, cache2 = conv_norm_relu(self.conv2, self.bn2, h, train, residual=shortcut)
         return y, (cache1, cache2, cache_down) if train else None
 
     def backward(self, dy, cache):
+        """Gradient of y -> gradient of x."""
         cache1, cache2, cache_down = cache
         # forward: y = relu(bn2(conv2(h)) + shortcut)
         dh, dshortcut = conv_norm_relu_backward(self.conv2, self.bn2, dy, cache2)
@@ -44,7 +46,7 @@ class BasicBlock(Layer):
 class Bottleneck(Layer):
     """1x1 down, 3x3, 1x1 up to 4 times the width, and a shortcut. ResNet-50 and deeper (figure 5, right)."""
 
-    expansion = 4
+    expansion = 4  # output channels / width
 
     def __init__(self, rng, in_channels, width, stride, norm):
         self.conv1 = Conv2d(rng, in_channels, width, 1, bias=False)
@@ -56,6 +58,7 @@ class Bottleneck(Layer):
         self.downsample = _downsample(rng, in_channels, 4 * width, stride, norm)
 
     def forward(self, x, train):
+        """x (N, C, H, W) -> y (N, 4 width, H / stride, W / stride), cache."""
         h1, cache1 = conv_norm_relu(self.conv1, self.bn1, x, train)
         h2, cache2 = conv_norm_relu(self.conv2, self.bn2, h1, train)
         shortcut, cache_down = _shortcut(self.downsample, x, train)
@@ -63,6 +66,7 @@ class Bottleneck(Layer):
         return y, (cache1, cache2, cache3, cache_down) if train else None
 
     def backward(self, dy, cache):
+        """Gradient of y -> gradient of x."""
         cache1, cache2, cache3, cache_down = cache
         # forward: y = relu(bn3(conv3(h2)) + shortcut)
         dh2, dshortcut = conv_norm_relu_backward(self.conv3, self.bn3, dy, cache3)
@@ -119,6 +123,11 @@ class ResNet(Layer):
     trainable_stages : int
         How many of the five STAGES train, counted from the top (torchvision's trainable_backbone_layers). Below
         them the backward pass stops.
+
+    Raises
+    ------
+    ConfigError
+        Another norm, another number of trainable stages, or not four numbers of blocks.
     """
 
     def __init__(self, rng, block, blocks, width=64, norm="frozen", trainable_stages=5):
@@ -126,6 +135,8 @@ class ResNet(Layer):
             raise ConfigError(f"norm={norm!r} is not one of {', '.join(NORMS)}")
         if trainable_stages not in range(6):
             raise ConfigError(f"{trainable_stages} trainable backbone layers: the backbone has 0 to 5 to train")
+        if len(blocks) != 4:
+            raise ConfigError(f"blocks={tuple(blocks)}: one number for each of the four stages layer1 .. layer4 is needed")
         norm = NORMS[norm]
         self.conv1 = Conv2d(rng, 3, width, 7, stride=2, padding=3, bias=False)
         self.bn1 = norm(width)
@@ -172,18 +183,20 @@ class ResNet(Layer):
             # C_i feeds the pyramid and the next stage: fan-out, so the gradients add
             dx = dx + dfeatures[i - 1]
             record_grad(trace, f"backbone.{STAGES[i]}", dx)
+            # forward: C_i = the stage's blocks, one after the other      backward: from the last to the first
             for block, cache in zip(reversed(getattr(self, STAGES[i])), reversed(caches[i])):
                 dx = block.backward(dx, cache)
         if self.frozen_stages > 0:
             return
         stem_cache, pool_cache = caches[0]
+        # forward: x = maxpool(stem), stem = relu(bn1(conv1(image)))
         dx = max_pool2d_backward(dx, pool_cache, kernels=backend.active())
         record_grad(trace, "backbone.stem", dx)
         conv_norm_relu_backward(self.conv1, self.bn1, dx, stem_cache, needs_dx=False)
 
 
 def resnet(rng, depth, norm="frozen", trainable_stages=5):
-    """A ResNet of the paper: depth 18, 34, 50, 101 or 152."""
+    """A ResNet of the paper: depth 18, 34, 50, 101 or 152. The other arguments are ResNet's; ConfigError for any other depth."""
     if depth not in DEPTHS:
         raise ConfigError(f"there is no ResNet-{depth}; choose one of: {', '.join(map(str, DEPTHS))}")
     block, blocks = DEPTHS[depth]

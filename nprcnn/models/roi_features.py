@@ -15,9 +15,11 @@ def assign_levels(boxes, levels, canonical_size=224, canonical_level=4, eps=1e-6
 
     Parameters
     ----------
-    boxes : (R, 4)
+    boxes : (R, 4), pixels of the resized image
     levels : int
         How many levels there are, from P2 up; the result is clamped to them.
+    canonical_size, canonical_level, eps : float, int, float
+        224 pixels, level 4 and 1e-6 in the formula.
 
     Returns
     -------
@@ -48,7 +50,7 @@ class RoIFeatures:
     strides : one a level
         Of P2 .. P5, in pixels.
     sampling_ratio, aligned
-        Of RoIAlign.
+        Of RoIAlign (see nprcnn.ops.roi_align); RoIPool has neither.
     """
 
     def __init__(self, method, output_size, strides=(4, 8, 16, 32), sampling_ratio=2, aligned=False):
@@ -72,7 +74,7 @@ class RoIFeatures:
         return y, caches if train else None
 
     def backward(self, dy, caches):
-        """Gradients of [P2 .. P5]. The RoIs' coordinates get none."""
+        """dy (R, C, s, s) -> gradients of [P2 .. P5]. The RoIs' coordinates get none."""
         backward = roi_align_backward if self.method == "align" else roi_pool_backward
         # forward: y[chosen] = crops of one level      scatter -> gather
         return [backward(dy[chosen], cache, kernels=backend.active()) for chosen, cache in caches]

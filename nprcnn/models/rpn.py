@@ -40,9 +40,11 @@ class RPNHead(Layer):
         return logits, deltas, (conv_caches, logits_cache, deltas_cache) if train else None
 
     def backward(self, dlogits, ddeltas, cache):
+        """Gradients of one level's outputs -> gradient of its input (N, C, H, W)."""
         conv_caches, logits_cache, deltas_cache = cache
         # forward: logits = conv1x1(h), deltas = conv1x1(h)      h feeds both: the gradients add
         dx = self.cls_logits.backward(dlogits, logits_cache) + self.bbox_pred.backward(ddeltas, deltas_cache)
+        # forward: h = relu(conv3x3(x))
         for block, conv_cache in zip(reversed(self.conv), reversed(conv_caches)):
             dx, _ = conv_norm_relu_backward(*block, dx, conv_cache)
         return dx
@@ -102,8 +104,11 @@ def filter_proposals(logits, deltas, anchors, image_size, pre_nms_top_n, post_nm
     pre_nms_top_n, post_nms_top_n : int
         Kept a level before, and an image after, non-maximum suppression.
     nms_thresh : float
+        Boxes of one level whose IoU is above it are one proposal.
     min_size : float
-        Proposals with a shorter side are dropped.
+        Pixels; proposals with a shorter side are dropped.
+    trace : Trace, optional
+        Gets one more array in each of the lists rpn.proposals_before_nms and rpn.scores_before_nms.
 
     Returns
     -------
@@ -136,8 +141,8 @@ def rpn_losses(logits, deltas, anchors, target_boxes, positive, negative, matche
     Parameters
     ----------
     logits, deltas : (N, T), (N, T, 4)
-    anchors : (T, 4)
-    target_boxes : list of (G, 4), one an image
+    anchors : (T, 4), pixels of the resized image
+    target_boxes : list of (G, 4), one an image, pixels of the resized image
     positive, negative, matched : lists, one an image
         Sampled anchors, and the positives' targets (see targets.anchor_targets).
 
@@ -168,6 +173,7 @@ def rpn_losses_backward(dobjectness_loss, dbox_loss, cache):
     dlogits = np.zeros(shape, dsampled.dtype)
     # forward: logits[sampled], every index once      gather -> scatter
     dlogits[sampled] = dsampled
+    # forward: deltas[positives], every index once      gather -> scatter
     ddeltas = np.zeros(shape + (4,), dsampled.dtype)
     ddeltas[positives] = smooth_l1_backward(dbox_loss, box_cache)
     return dlogits, ddeltas

@@ -20,9 +20,9 @@ class Batch(NamedTuple):
 
 
 def resized_size(height, width, min_size, max_size):
-    """The size after resizing: the short side becomes min_size, unless the long one would exceed max_size.
+    """The size (h, w) after resizing, in pixels: the short side becomes min_size, unless the long one would exceed max_size.
 
-    floor(), as torchvision rounds: a short side can come out as 799 for min_size 800.
+    floor(), as torchvision rounds: a short side can come out as 799 for min_size 800. Never 0: torchvision fails there.
     """
     scale = min(min_size / min(height, width), max_size / max(height, width))
     return max(1, math.floor(height * scale)), max(1, math.floor(width * scale))
@@ -67,17 +67,21 @@ def make_batch(images, min_size, max_size, mean=IMAGENET_MEAN, std=IMAGENET_STD,
 
 
 def resize_boxes(boxes, from_size, to_size):
-    """Scale boxes (n, 4) by the actual ratio of each axis (which rounding makes differ slightly)."""
+    """Scale boxes (n, 4) by the actual ratio of each axis (which rounding makes differ slightly). Sizes are (h, w).
+
+    The ratios are float32 whatever the boxes are: torchvision's convention.
+    """
     ratio_h = np.float32(to_size[0]) / np.float32(from_size[0])
     ratio_w = np.float32(to_size[1]) / np.float32(from_size[1])
     return boxes * np.array([ratio_w, ratio_h, ratio_w, ratio_h], boxes.dtype)
 
 
 def resize_target(target, from_size, to_size, dtype=np.float32):
-    """The target of the resized image: boxes scaled, masks (if any) resized to the nearest pixel."""
+    """The target of the resized image, as a new dict: boxes (G, 4) in `dtype`, scaled; labels (G,) int64; masks (G, h, w) uint8, if
+    there are any, resized to the nearest pixel. Sizes are (h, w)."""
     resized = {"boxes": resize_boxes(np.asarray(target["boxes"], dtype).reshape(-1, 4), from_size, to_size),
                "labels": np.asarray(target["labels"], np.int64)}
-    if "masks" in target:
+    if target.get("masks") is not None:
         masks = np.asarray(target["masks"], np.uint8).reshape(-1, *from_size)
         if from_size != to_size:
             masks = backend.active().resize_nearest(masks[:, None], to_size)[:, 0]

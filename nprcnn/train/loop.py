@@ -8,11 +8,17 @@ from .sgd import SGD, clip_gradients
 
 
 def batches(source, batch_size, seed):
-    """Endless batches: every epoch visits all of the source once, in a new order that the seed fixes.
+    """Endless batches: every epoch visits the source once, in a new order that the seed fixes. What does not fill the last batch of an
+    epoch is left out of it.
 
     Yields
     ------
-    images, targets : lists
+    images, targets : tuples of `batch_size` each
+
+    Raises
+    ------
+    ConfigError
+        The source is smaller than a batch.
     """
     if len(source) < batch_size:
         raise ConfigError(f"a batch of {batch_size} from a data set of {len(source)}: choose a smaller batch")
@@ -31,6 +37,7 @@ def train(model, source, *, steps, batch_size=8, lr=0.02, warmup_steps=100, drop
     ----------
     model : MaskRCNN
     source : data source
+        `len(source)`, and `source[i] -> (image, target)`, as MaskRCNN.losses wants them.
     steps, batch_size : int
     lr, warmup_steps, drops
         See step_schedule.
@@ -45,7 +52,14 @@ def train(model, source, *, steps, batch_size=8, lr=0.02, warmup_steps=100, drop
 
     Returns
     -------
-    list of dict, one a step: the losses, "loss" (their sum), "lr" and "grad_norm".
+    list of dict, one a step: the losses, "loss" (their sum), "lr" and "grad_norm" (before clipping).
+
+    Raises
+    ------
+    ConfigError
+        The source is smaller than a batch, or the training diverged: a loss is NaN or infinite. No step is taken from there.
+    DataError
+        An image or a target cannot be used.
 
     The same seed gives the same weights, bit for bit, on the same machine.
     """
@@ -59,6 +73,7 @@ def train(model, source, *, steps, batch_size=8, lr=0.02, warmup_steps=100, drop
         for step in range(steps):
             images, targets = next(stream)
             losses, cache = model.losses(list(images), list(targets), rng)
+            _check_finite(losses, step, lr)
             model.zero_grad()
             model.backward(cache)
             del cache  # the largest arrays of the step, not needed any more
@@ -72,6 +87,13 @@ def train(model, source, *, steps, batch_size=8, lr=0.02, warmup_steps=100, drop
             if on_step is not None:
                 on_step(step, row)
     return history
+
+
+def _check_finite(losses, step, lr):
+    """From a NaN on, every weight would become NaN: better one sentence now than hours of it."""
+    bad = [f"{name} is {float(value)}" for name, value in losses.items() if not np.isfinite(value)]
+    if bad:
+        raise ConfigError(f"the training diverged: at step {step} {', '.join(bad)}; lower the learning rate (lr={lr:g}) or warm up longer")
 
 
 SHORT_NAMES = {"loss_objectness": "obj", "loss_rpn_box_reg": "rpn-box", "loss_classifier": "cls", "loss_box_reg": "box",
