@@ -162,7 +162,7 @@ class MaskRCNN(Layer):
     # ----------------------------------------------------------------------------------------------------- training
 
     def losses(self, images, image_targets, rng, decisions=None, trace=None):
-        """The losses of a batch.
+        """The losses of a batch. Batch norm uses the batch's statistics and moves its running ones, as in every training step.
 
         Parameters
         ----------
