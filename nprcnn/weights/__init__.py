@@ -1,3 +1,4 @@
 """Weights in files: reading, writing, and those that come with the package."""
 
 from .files import load_weights, read_weights, save_weights
+from .report import LoadReport
