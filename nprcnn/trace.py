@@ -31,7 +31,8 @@ NAMES = {
     "rpn.scores_before_nms": "[(P,)]: their objectness in 0..1",
     "rpn.proposals": "[(P, 4)]: after NMS, best first. In training: the sampled RoIs",
     "rpn.proposal_scores": "[(P,)]: their objectness in 0..1; in prediction only",
-    "roi_heads.levels": "[(P,)]: pyramid level of each of rpn.proposals, 2 for P2",
+    "rpn.proposal_anchors": "[(P,)]: index into rpn.anchors of the anchor behind each of rpn.proposals; -1: an added target box",
+    "roi_heads.levels": "[(P,)]: level of the map that each of rpn.proposals is cut from, 2 for P2",
     "roi_heads.box_features": "(R, C, 7, 7): what RoIAlign cuts out for the box head",
     "roi_heads.box_hidden": "(R, C): the box head's last hidden layer",
     "roi_heads.class_logits": "(R, K)",
@@ -48,6 +49,13 @@ NAMES = {
        ("loss_objectness", "loss_rpn_box_reg", "loss_classifier", "loss_box_reg", "loss_mask")},
 }
 
+# Models without a pyramid record these in the place of backbone.stem ..., fpn.* and rpn.*.p2 ...
+OTHER_NAMES = {
+    **{f"backbone.conv{i + 1}": f"(N, C, H/{2 ** i}, W/{2 ** i}): VGG's stage {i + 1}, before its max-pool" for i in range(5)},
+    "rpn.logits.single": "(N, A, h, w): objectness on the one map",
+    "rpn.deltas.single": "(N, 4 A, h, w): deltas on the one map",
+}
+
 
 class Trace:
     """Names -> arrays (or lists of arrays, one an image), in the order in which the stages ran.
@@ -57,7 +65,7 @@ class Trace:
 
     def __init__(self):
         self.values = {}
-        self.grad = {}
+        self.grad = Gradients()
 
     def __getitem__(self, name):
         if name not in self.values:
@@ -80,6 +88,13 @@ class Trace:
         return "\n".join(lines)
 
     __repr__ = __str__
+
+
+class Gradients(dict):
+    """Name -> gradient, of a Trace; says what there is when asked for what there is not."""
+
+    def __missing__(self, name):
+        raise KeyError(f"no gradient named {name!r}; recorded by backward: {', '.join(self) or 'nothing yet'}")
 
 
 def _describe(value):

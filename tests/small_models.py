@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 from reference import seeded
 
-from nprcnn.models.builders import build
+from nprcnn.models.assemble import assemble
 from nprcnn.models.resnet import BasicBlock, ResNet
 
 
@@ -22,7 +22,7 @@ def small_model(norm="batch", head_norm="batch", dtype=np.float64, trainable=5, 
     body = ResNet(rng, BasicBlock, (1, 1, 1, 1), seeded.WIDTH, norm, trainable)
     settings = dict(anchor_sizes=seeded.ANCHOR_SIZES, canonical_size=seeded.CANONICAL_SIZE, fpn_channels=seeded.FPN_CHANNELS,
                     box_hidden=seeded.HIDDEN, mask_channels=seeded.MASK_CHANNELS, head_norm=head_norm, **seeded.SMALL)
-    return fill(build(rng, body, seeded.NUM_CLASSES, **{**settings, **options}), dtype=dtype)
+    return fill(assemble(rng, body, seeded.NUM_CLASSES, **{**settings, **options}), dtype=dtype)
 
 
 def gradient_dots(layer, prefix=""):

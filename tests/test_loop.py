@@ -4,7 +4,7 @@ from reference import seeded
 from small_models import snapshot, tiny_image_model
 
 from nprcnn.errors import ConfigError
-from nprcnn.models.mask_rcnn import LOSSES
+from nprcnn.models.decisions import LOSSES
 from nprcnn.train import SGD, clip_gradients, train
 from nprcnn.train.loop import batches, progress_text
 

@@ -9,7 +9,7 @@ from small_models import (REFERENCE, derivative_errors, gradient_dots, small_mod
 import nprcnn
 from nprcnn.data.shapes import Shapes
 from nprcnn.errors import DataError
-from nprcnn.models.mask_rcnn import LOSSES, Decisions
+from nprcnn.models.decisions import LOSSES, Decisions
 from nprcnn.ops.boxes import clip_boxes, decode_boxes
 
 VARIANTS = {"frozen": dict(norm="frozen", head_norm=None), "batch": dict(norm="batch", head_norm="batch")}

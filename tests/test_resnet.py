@@ -4,8 +4,8 @@ from reference import seeded
 from small_models import REFERENCE, fill, gradient_dots
 
 from nprcnn.errors import ConfigError
-from nprcnn.layers import NORMS, BatchNorm2d, FrozenBatchNorm2d
-from nprcnn.models.resnet import DEPTHS, STAGES, BasicBlock, Bottleneck, ResNet, resnet
+from nprcnn.layers import NORMS
+from nprcnn.models.resnet import DEPTHS, STAGES, BasicBlock, Bottleneck, Options, ResNet, resnet
 from nprcnn.trace import Trace
 
 
@@ -27,8 +27,8 @@ def test_blocks_are_torchvisions(block, norm, stride):
     channels = 4 if stride == 1 and block is BasicBlock else 6
     width = 4 if block is BasicBlock else 2
     name = f"block.{block.__name__}.{norm}"
-    layer_norm = {"BatchNorm2d": BatchNorm2d, "FrozenBatchNorm2d": FrozenBatchNorm2d}[norm]
-    layer = fill(block(np.random.default_rng(0), channels, width, stride, layer_norm), name + ".")
+    options = Options({"BatchNorm2d": "batch", "FrozenBatchNorm2d": "frozen"}[norm])
+    layer = fill(block(np.random.default_rng(0), channels, width, stride, 1, options), name + ".")
     assert (layer.downsample is None) == (channels == width * block.expansion and stride == 1)
     y, cache = layer.forward(seeded.normal(name, 2, channels, 5, 7), True)
     np.testing.assert_allclose(y, REFERENCE[name], rtol=1e-11, atol=1e-13)
@@ -40,7 +40,7 @@ def test_blocks_are_torchvisions(block, norm, stride):
 
 
 def test_version_1_5_has_the_stride_in_the_3x3():
-    block = Bottleneck(np.random.default_rng(0), 8, 4, 2, BatchNorm2d)
+    block = Bottleneck(np.random.default_rng(0), 8, 4, 2, 1, Options("batch"))
     assert (block.conv1.stride, block.conv2.stride, block.conv3.stride) == (1, 2, 1)
     assert block.conv2.weight.data.shape == (4, 4, 3, 3) and block.downsample[0].stride == 2
 

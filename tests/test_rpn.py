@@ -8,7 +8,6 @@ from nprcnn.models.anchors import AnchorGenerator
 from nprcnn.models.rpn import RPN, RPNHead, filter_proposals, rpn_losses, rpn_losses_backward
 from nprcnn.models.targets import anchor_targets
 from nprcnn.ops.boxes import clip_boxes, decode_boxes
-from nprcnn.trace import Trace
 
 GRIDS = [(8, 10), (4, 5), (2, 3), (1, 2), (1, 1)]
 COUNT = sum(3 * h * w for h, w in GRIDS)
@@ -36,7 +35,7 @@ def test_anchors_of_five_levels_are_torchvisions():
 @pytest.mark.parametrize("k", [0, 1])
 def test_proposals_are_torchvisions(k):
     logits, deltas = outputs()
-    boxes, scores, anchor = filter_proposals(logits[k], deltas[k], small_anchors(), SIZES[k], 60, 40, 0.7)
+    boxes, scores, anchor, *_ = filter_proposals(logits[k], deltas[k], small_anchors(), SIZES[k], 60, 40, 0.7)
     np.testing.assert_allclose(boxes, REFERENCE[f"proposals.boxes.{k}"], rtol=1e-12, atol=1e-12)
     np.testing.assert_allclose(scores, REFERENCE[f"proposals.scores.{k}"], rtol=1e-13)
     assert len(boxes) == 40
@@ -49,41 +48,60 @@ def test_proposals_are_torchvisions(k):
 def test_nms_works_within_a_level():
     """The same box at two levels, and twice at one of them."""
     anchors = [np.float32([[0, 0, 9, 9], [0, 0, 9, 9]]), np.float32([[0, 0, 9, 9]])]
-    boxes, _, anchor = filter_proposals(np.float32([1, 2, 0]), np.zeros((3, 4), np.float32), anchors, (20, 20), 10, 10, 0.7)
+    boxes, _, anchor, *_ = filter_proposals(np.float32([1, 2, 0]), np.zeros((3, 4), np.float32), anchors, (20, 20), 10, 10, 0.7)
     assert anchor.tolist() == [1, 2] and boxes.dtype == np.float32
 
 
 def test_top_n_before_nms_is_a_level_and_after_it_an_image():
     anchors = [np.float32([[i, 0, i + 0.5, 9] for i in range(start, start + 5)]) for start in (0, 5)]
     logits = np.float32([9, 8, 7, 6, 5, 4, 3, 2, 1, 0])
-    _, _, anchor = filter_proposals(logits, np.zeros((10, 4), np.float32), anchors, (20, 20), 2, 10, 0.7)
+    _, _, anchor, *_ = filter_proposals(logits, np.zeros((10, 4), np.float32), anchors, (20, 20), 2, 10, 0.7)
     assert anchor.tolist() == [0, 1, 5, 6]
-    _, _, anchor = filter_proposals(logits, np.zeros((10, 4), np.float32), anchors, (20, 20), 2, 3, 0.7)
+    _, _, anchor, *_ = filter_proposals(logits, np.zeros((10, 4), np.float32), anchors, (20, 20), 2, 3, 0.7)
     assert anchor.tolist() == [0, 1, 5]
 
 
 def test_saturated_scores_keep_the_order_of_level_then_rank():
     anchors = [np.float32([[0, 0, 5, 5], [10, 0, 15, 5]]), np.float32([[0, 10, 5, 15]])]
     logits = np.float32([40, 50, 60])  # the sigmoid of all three is 1 in float32
-    _, scores, anchor = filter_proposals(logits, np.zeros((3, 4), np.float32), anchors, (20, 20), 10, 10, 0.7)
+    _, scores, anchor, *_ = filter_proposals(logits, np.zeros((3, 4), np.float32), anchors, (20, 20), 10, 10, 0.7)
     assert scores.tolist() == [1, 1, 1] and anchor.tolist() == [1, 0, 2]
 
 
 def test_too_small_boxes_go_and_none_may_be_left():
     anchors = [np.float32([[0, 0, 5, 5], [30, 0, 35, 5]])]  # the second lies outside: clipped, it has no width
-    boxes, _, anchor = filter_proposals(np.float32([0, 1]), np.zeros((2, 4), np.float32), anchors, (20, 20), 10, 10, 0.7)
+    boxes, _, anchor, *_ = filter_proposals(np.float32([0, 1]), np.zeros((2, 4), np.float32), anchors, (20, 20), 10, 10, 0.7)
     assert anchor.tolist() == [0]
-    boxes, scores, anchor = filter_proposals(np.float32([0, 1]), np.zeros((2, 4), np.float32), anchors, (20, 20), 10, 10, 0.7,
-                                             min_size=9)
+    boxes, scores, anchor, *_ = filter_proposals(np.float32([0, 1]), np.zeros((2, 4), np.float32), anchors, (20, 20), 10, 10, 0.7,
+                                                 min_size=9)
     assert boxes.shape == (0, 4) and scores.shape == anchor.shape == (0,)
 
 
 def test_the_boxes_before_nms_can_be_seen():
     logits, deltas = outputs()
-    trace = Trace()
-    for k in range(2):
-        filter_proposals(logits[k], deltas[k], small_anchors(), SIZES[k], 60, 40, 0.7, trace=trace)
-    assert [b.shape for b in trace["rpn.proposals_before_nms"]] == [(60 + 60 + 18 + 6 + 3, 4)] * 2
+    found = filter_proposals(logits[0], deltas[0], small_anchors(), SIZES[0], 60, 40, 0.7)
+    assert found.before_nms.shape == (60 + 60 + 18 + 6 + 3, 4)
+    best = found.scores_before_nms.argmax()
+    assert found.before_nms[best].tolist() == found.boxes[0].tolist() and found.scores_before_nms[best] == found.scores[0]
+
+
+def test_low_scores_can_be_left_out():
+    logits, deltas = outputs()
+    every = filter_proposals(logits[0], deltas[0], small_anchors(), SIZES[0], 60, 40, 0.7)
+    some = filter_proposals(logits[0], deltas[0], small_anchors(), SIZES[0], 60, 40, 0.7, score_thresh=every.scores[10])
+    assert some.anchor.tolist() == every.anchor[:11].tolist()
+
+
+def test_nms_on_logits_knows_more_than_on_saturated_scores():
+    anchors = [np.float32([[0, 0, 9, 9], [0, 0, 9, 8]])]
+    logits = np.float32([50, 60])  # both sigmoids are 1, so "scores" keeps the first, which is the top-k's, too: the better logit
+    for nms_on in ("scores", "logits"):
+        assert filter_proposals(logits, np.zeros((2, 4), np.float32), anchors, (20, 20), 10, 10, 0.7, nms_on=nms_on).anchor.tolist() == [1]
+    # over two levels the top-k does not help: level by level, then by rank
+    anchors = [anchors[0][:1], anchors[0][1:]]
+    order = [filter_proposals(logits, np.zeros((2, 4), np.float32), anchors, (20, 20), 10, 10, 0.7, nms_on=nms_on).anchor.tolist()
+             for nms_on in ("scores", "logits")]
+    assert order == [[0, 1], [1, 0]]
 
 
 # ---- losses ----

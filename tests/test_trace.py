@@ -13,7 +13,8 @@ NO_GRADIENT = {
     "rpn.proposals_before_nms",     # the gradient stops at the proposals
     "rpn.scores_before_nms",
     "rpn.proposals",
-    "roi_heads.levels",             # integers
+    "rpn.proposal_anchors",         # integers
+    "roi_heads.levels",
     "roi_heads.mask_targets",       # what the masks should be
 }
 PREDICTION_ONLY = {"rpn.proposal_scores", "detections.boxes", "detections.labels", "detections.scores",

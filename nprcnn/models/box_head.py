@@ -6,7 +6,7 @@
 
 import numpy as np
 
-from ..layers import Layer, Linear, flatten
+from ..layers import Layer, Linear, conv_block, conv_norm_relu, conv_norm_relu_backward, flatten, named_tensors
 from ..ops.activation import relu_backward, relu_forward
 from ..ops.boxes import encode_boxes
 from ..ops.losses import (smooth_l1_backward, smooth_l1_forward, softmax_cross_entropy_backward,
@@ -41,6 +41,44 @@ class BoxHead(Layer):
         return dh.reshape(shape)
 
 
+class ConvBoxHead(Layer):
+    """3x3 convolutions, then one fully connected layer: torchvision's v2 (FastRCNNConvFCHead).
+
+    channels: of each convolution; hidden: of the last layer; norm: as in FPN.
+    """
+
+    def __init__(self, rng, in_channels, size, channels, hidden, norm=None):
+        ins = (in_channels,) + tuple(channels[:-1])
+        self.blocks = [conv_block(rng, i, o, 3, norm) for i, o in zip(ins, channels)]
+        self.fc = Linear(rng, channels[-1] * size * size, hidden)
+
+    def named_tensors(self, prefix=""):
+        """torchvision's head is a plain sequence of blocks, a flattening (which has no tensors) and the layer: 0 .. 3, 5."""
+        for index, block in enumerate(self.blocks):
+            yield from named_tensors(block, f"{prefix}{index}")
+        yield from named_tensors(self.fc, f"{prefix}{len(self.blocks) + 1}")
+
+    def forward(self, x, train):
+        """(R, C, 7, 7) -> (R, hidden), cache."""
+        caches = []
+        for block in self.blocks:
+            x, cache = conv_norm_relu(*block, x, train)
+            caches.append(cache)
+        h, fc_cache = self.fc.forward(flatten(x), train)
+        h, relu_cache = relu_forward(h)
+        return h, (caches, x.shape, fc_cache, relu_cache) if train else None
+
+    def backward(self, dh, cache):
+        """(R, hidden) -> (R, C, 7, 7)."""
+        caches, shape, fc_cache, relu_cache = cache
+        # forward: h = relu(fc(flatten(x)))
+        dx = self.fc.backward(relu_backward(dh, relu_cache), fc_cache).reshape(shape)
+        # forward: x = relu(norm(conv(x))), once a block      backward: the blocks from the last to the first
+        for block, block_cache in zip(reversed(self.blocks), reversed(caches)):
+            dx, _ = conv_norm_relu_backward(*block, dx, block_cache)
+        return dx
+
+
 class BoxPredictor(Layer):
     """(R, hidden) -> class logits (R, K) and box deltas (R, 4 K)."""
 
@@ -61,7 +99,7 @@ class BoxPredictor(Layer):
         return self.cls_score.backward(dlogits, logits_cache) + self.bbox_pred.backward(ddeltas, deltas_cache)
 
 
-def box_losses(logits, deltas, rois, labels, target_boxes, box_weights=BOX_WEIGHTS):
+def box_losses(logits, deltas, rois, labels, target_boxes, box_weights=BOX_WEIGHTS, beta=SMOOTH_L1_BETA):
     """Class and box loss of the sampled RoIs (Fast R-CNN, equation 1).
 
     Parameters
@@ -71,6 +109,8 @@ def box_losses(logits, deltas, rois, labels, target_boxes, box_weights=BOX_WEIGH
         In pixels of the resized image; int; each RoI's target box. Label 0 is background: its target box is not looked at.
     box_weights : four floats
         See encode_boxes.
+    beta : float
+        Of smooth L1; 0 is L1 (Detectron2).
 
     Returns
     -------
@@ -83,7 +123,7 @@ def box_losses(logits, deltas, rois, labels, target_boxes, box_weights=BOX_WEIGH
     deltas = deltas.reshape(len(deltas), deltas.shape[1] // 4, 4)
     targets = encode_boxes(target_boxes[positive], rois[positive], box_weights)
     chosen = (positive, labels[positive])
-    box_loss, box_cache = smooth_l1_forward(deltas[chosen], targets, SMOOTH_L1_BETA, max(len(labels), 1))
+    box_loss, box_cache = smooth_l1_forward(deltas[chosen], targets, beta, max(len(labels), 1))
     return class_loss, box_loss, (deltas.shape, chosen, class_cache, box_cache)
 
 

@@ -74,6 +74,23 @@ class FPN(Layer):
         return dfeatures
 
 
+class SingleLevelBackbone(Layer):
+    """A body whose last map alone is used: image -> [C4] (or [C5]). Fast and Faster R-CNN, before the pyramid."""
+
+    def __init__(self, body):
+        self.body = body
+
+    def forward(self, x, train, trace=None):
+        """x (N, 3, H, W) -> [last map], cache."""
+        features, cache = self.body.forward(x, train, trace)
+        return features[-1:], cache
+
+    def backward(self, dfeatures, cache, trace=None):
+        """Gradient of the one map, in a list. Returns nothing: the image needs no gradient."""
+        # forward: features[-1:]      slice -> nothing arrives at the others
+        self.body.backward([None] * (len(self.body.out_channels) - 1) + list(dfeatures), cache, trace)
+
+
 class BackboneWithFPN(Layer):
     """ResNet and pyramid: image -> [P2 .. P6]."""
 

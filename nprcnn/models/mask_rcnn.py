@@ -6,7 +6,7 @@
 The names of the stages in a trace: nprcnn.trace.NAMES.
 """
 
-from typing import NamedTuple
+import math
 
 import numpy as np
 
@@ -15,27 +15,13 @@ from ..data.images import as_image
 from ..data.targets import check_target
 from ..errors import DataError
 from ..layers import Layer
+from ..ops.paste import paste_masks_continuous
 from ..trace import record, record_grad
 from . import box_head, mask_head, postprocess, rpn, targets, transform
+from .decisions import LOSSES, Decisions, LossCache
 from .postprocess import Detections
 from .roi_features import as_rois, assign_levels
-
-
-class Decisions(NamedTuple):
-    """Everything discrete that a training pass decided: lists with one array an image.
-
-    `losses(..., decisions=...)` takes it instead of deciding anew: gradient checks freeze it (between decisions the losses are
-    smooth), and another system's decisions can be fed in.
-    """
-
-    anchor_positive: list  # (P,) sampled anchors that answer "object"
-    anchor_negative: list  # (Q,) sampled anchors that answer "background"
-    anchor_matched: list   # (P,) the target of each positive anchor
-    proposals: list        # (S, 4) sampled RoIs
-    proposal_anchor: list  # (S,) the anchor behind each RoI; -1 for a target box that was added to the proposals
-    labels: list           # (S,) the class of each RoI, 0 for background
-    matched: list          # (S,) the target of each RoI (0 where the label is background)
-    levels: list           # (S,) pyramid level of each RoI, 0 for P2
+from .settings import Settings
 
 
 class RoIHeads(Layer):
@@ -55,36 +41,21 @@ class MaskRCNN(Layer):
     anchor_generator : AnchorGenerator
     box_features, mask_features : RoIFeatures
         mask_features is None in Faster R-CNN.
-    The others carry torchvision's names and defaults; canonical_size is the RoI size that level P4 is made for, and
-    mask_loss is one of "sigmoid", "softmax", "agnostic".
+    num_classes : int
+        Background included.
+    settings
+        Those of settings.Settings, by name. Each becomes an attribute: model.box_score_thresh.
     """
 
-    def __init__(self, backbone, rpn, roi_heads, anchor_generator, box_features, mask_features, *, num_classes,
-                 min_size=800, max_size=1333, image_mean=transform.IMAGENET_MEAN, image_std=transform.IMAGENET_STD,
-                 rpn_pre_nms_top_n_train=2000, rpn_pre_nms_top_n_test=1000,
-                 rpn_post_nms_top_n_train=2000, rpn_post_nms_top_n_test=1000,
-                 rpn_nms_thresh=0.7, rpn_fg_iou_thresh=0.7, rpn_bg_iou_thresh=0.3,
-                 rpn_batch_size_per_image=256, rpn_positive_fraction=0.5,
-                 box_score_thresh=0.05, box_nms_thresh=0.5, box_detections_per_img=100,
-                 box_fg_iou_thresh=0.5, box_bg_iou_thresh=0.5,
-                 box_batch_size_per_image=512, box_positive_fraction=0.25,
-                 bbox_reg_weights=box_head.BOX_WEIGHTS, canonical_size=224, mask_loss="sigmoid", class_names=None):
+    def __init__(self, backbone, rpn, roi_heads, anchor_generator, box_features, mask_features, *, num_classes, **settings):
         self.backbone, self.rpn, self.roi_heads = backbone, rpn, roi_heads
         self.anchor_generator = anchor_generator
         self.box_features, self.mask_features = box_features, mask_features
-        self.num_classes, self.class_names = num_classes, class_names
-        self.min_size, self.max_size = min_size, max_size
-        self.image_mean, self.image_std = image_mean, image_std
-        self.rpn_pre_nms_top_n_train, self.rpn_pre_nms_top_n_test = rpn_pre_nms_top_n_train, rpn_pre_nms_top_n_test
-        self.rpn_post_nms_top_n_train, self.rpn_post_nms_top_n_test = rpn_post_nms_top_n_train, rpn_post_nms_top_n_test
-        self.rpn_nms_thresh = rpn_nms_thresh
-        self.rpn_fg_iou_thresh, self.rpn_bg_iou_thresh = rpn_fg_iou_thresh, rpn_bg_iou_thresh
-        self.rpn_batch_size_per_image, self.rpn_positive_fraction = rpn_batch_size_per_image, rpn_positive_fraction
-        self.box_score_thresh, self.box_nms_thresh = box_score_thresh, box_nms_thresh
-        self.box_detections_per_img = box_detections_per_img
-        self.box_fg_iou_thresh, self.box_bg_iou_thresh = box_fg_iou_thresh, box_bg_iou_thresh
-        self.box_batch_size_per_image, self.box_positive_fraction = box_batch_size_per_image, box_positive_fraction
-        self.bbox_reg_weights, self.canonical_size, self.mask_loss = bbox_reg_weights, canonical_size, mask_loss
+        self.num_classes = num_classes
+        for name, value in Settings(**settings).check()._asdict().items():
+            setattr(self, name, value)
+        # the pyramid level of each map that RoIs are cut from: 2 for P2, which has stride 4; 4 for a single map of stride 16
+        self.roi_levels = np.array([round(math.log2(stride)) for stride in box_features.strides])
 
     @property
     def has_masks(self):
@@ -121,20 +92,18 @@ class MaskRCNN(Layer):
             return self.predict([images], trace)[0]
         images = _checked_images(images)
         batch, pyramid, anchors, logits, deltas, _ = self._first_stage(images, False, trace)
-        record(trace, "rpn.proposals_before_nms", [])  # to these two filter_proposals adds an array an image
-        record(trace, "rpn.scores_before_nms", [])
-        proposals, scores, proposal_anchor = zip(*(
-            rpn.filter_proposals(logits[i], deltas[i], anchors, batch.sizes[i], self.rpn_pre_nms_top_n_test,
-                                 self.rpn_post_nms_top_n_test, self.rpn_nms_thresh, trace=trace)
-            for i in range(len(images))))
-        record(trace, "rpn.proposals", list(proposals))
-        record(trace, "rpn.proposal_scores", list(scores))
+        found = self._proposals(logits, deltas, anchors, batch.sizes, self.rpn_pre_nms_top_n_test, self.rpn_post_nms_top_n_test,
+                                trace)
+        proposals, proposal_anchor = [f.boxes for f in found], [f.anchor for f in found]
+        record(trace, "rpn.proposals", proposals)
+        record(trace, "rpn.proposal_scores", [f.scores for f in found])
+        record(trace, "rpn.proposal_anchors", proposal_anchor)
 
         levels = [self._levels(p) for p in proposals]
         class_logits, box_deltas, _ = self._box_branch(pyramid, proposals, levels, False, trace)
         splits = np.cumsum([len(p) for p in proposals])[:-1]
         found = [postprocess.filter_detections(l, d, p, size, self.box_score_thresh, self.box_nms_thresh,
-                                               self.box_detections_per_img, self.bbox_reg_weights)
+                                               self.box_detections_per_img, self.bbox_reg_weights, self.box_min_size)
                  for l, d, p, size in zip(np.split(class_logits, splits), np.split(box_deltas, splits), proposals,
                                           batch.sizes)]
         boxes = [f[0] for f in found]
@@ -156,8 +125,9 @@ class MaskRCNN(Layer):
         boxes, labels, scores, proposal = found
         boxes = transform.resize_boxes(boxes, size, original_size)
         if masks is not None:
-            masks = backend.active().paste_masks(masks, boxes, original_size) >= 0.5
-        return Detections(boxes, labels, scores, masks, proposal, levels[proposal] + 2, proposal_anchor[proposal])
+            paste = backend.active().paste_masks if self.paste == "integer" else paste_masks_continuous
+            masks = paste(masks, boxes, original_size) >= 0.5
+        return Detections(boxes, labels, scores, masks, proposal, self.roi_levels[levels[proposal]], proposal_anchor[proposal])
 
     # ----------------------------------------------------------------------------------------------------- training
 
@@ -192,7 +162,8 @@ class MaskRCNN(Layer):
         for i, (image, target) in enumerate(zip(images, image_targets)):
             check_target(image.shape[:2], target, self.num_classes, i, needs_masks=self.has_masks)
         image_targets = [transform.resize_target(
-            t, image.shape[:2], transform.resized_size(*image.shape[:2], self.min_size, self.max_size), self.dtype)
+            t, image.shape[:2], transform.resized_size(*image.shape[:2], self.min_size, self.max_size,
+                                                            self.resize), self.dtype)
             for t, image in zip(image_targets, images)]
         target_boxes = [t["boxes"] for t in image_targets]
         for i, boxes in enumerate(target_boxes):
@@ -202,10 +173,12 @@ class MaskRCNN(Layer):
         if decisions is None:
             decisions = self._decide(logits, deltas, anchors, batch, image_targets, rng, trace)
         record(trace, "rpn.proposals", decisions.proposals)
+        record(trace, "rpn.proposal_anchors", decisions.proposal_anchor)
 
+        wanted = self.rpn_batch_size_per_image * len(images) if self.rpn_loss_normalizer == "wanted" else None
         objectness, rpn_box, rpn_loss_cache = rpn.rpn_losses(
             logits, deltas, np.concatenate(anchors), target_boxes, decisions.anchor_positive, decisions.anchor_negative,
-            decisions.anchor_matched)
+            decisions.anchor_matched, self.rpn_smooth_l1_beta, wanted)
 
         class_logits, box_deltas, box_cache = self._box_branch(pyramid, decisions.proposals, decisions.levels, True, trace)
         labels = np.concatenate(decisions.labels)
@@ -213,7 +186,8 @@ class MaskRCNN(Layer):
         roi_boxes = np.concatenate([b[m] if len(b) else p for b, m, p in
                                     zip(target_boxes, decisions.matched, decisions.proposals)])
         classifier, box_reg, box_loss_cache = box_head.box_losses(
-            class_logits, box_deltas, np.concatenate(decisions.proposals), labels, roi_boxes, self.bbox_reg_weights)
+            class_logits, box_deltas, np.concatenate(decisions.proposals), labels, roi_boxes, self.bbox_reg_weights,
+            self.box_smooth_l1_beta)
         losses = {"loss_objectness": objectness, "loss_rpn_box_reg": rpn_box,
                   "loss_classifier": classifier, "loss_box_reg": box_reg}
 
@@ -223,11 +197,12 @@ class MaskRCNN(Layer):
             boxes = [p[keep] for p, keep in zip(decisions.proposals, positive)]
             mask_logits, mask_cache = self._mask_branch(pyramid, boxes, [l[keep] for l, keep in
                                                                          zip(decisions.levels, positive)], True, trace)
-            wanted = np.concatenate([
-                targets.mask_targets(t["masks"], b, m[keep], mask_logits.shape[-1])
+            mask_targets = np.concatenate([
+                targets.mask_targets(t["masks"], b, m[keep], mask_logits.shape[-1], self.mask_target_aligned,
+                                     self.mask_target_binary)
                 for t, b, m, keep in zip(image_targets, boxes, decisions.matched, positive)])
-            record(trace, "roi_heads.mask_targets", wanted)
-            losses["loss_mask"], mask_loss_cache = mask_head.mask_loss_forward(mask_logits, labels[labels > 0], wanted,
+            record(trace, "roi_heads.mask_targets", mask_targets)
+            losses["loss_mask"], mask_loss_cache = mask_head.mask_loss_forward(mask_logits, labels[labels > 0], mask_targets,
                                                                                self.mask_loss)
         for name, loss in losses.items():
             record(trace, f"losses.{name}", loss)
@@ -266,8 +241,8 @@ class MaskRCNN(Layer):
     # ------------------------------------------------------------------------------------------------------- stages
 
     def _first_stage(self, images, train, trace):
-        batch = transform.make_batch(images, self.min_size, self.max_size, self.image_mean, self.image_std,
-                                     dtype=self.dtype)
+        batch = transform.make_batch(images, self.min_size, self.max_size, self.image_mean, self.image_std, self.size_divisible,
+                                     self.dtype, self.channel_order, self.pixel_range, self.resize)
         record(trace, "transform.batch", batch.tensor)
         pyramid, backbone_cache = self.backbone.forward(batch.tensor, train, trace)
         logits, deltas, rpn_cache = self.rpn.forward(pyramid, train, trace)
@@ -276,21 +251,28 @@ class MaskRCNN(Layer):
         return batch, pyramid, anchors, logits, deltas, (backbone_cache, rpn_cache)
 
     def _levels(self, boxes):
-        return assign_levels(boxes, len(self.box_features.strides), self.canonical_size)
+        return assign_levels(boxes, len(self.box_features.strides), self.canonical_size, eps=self.level_eps,
+                             eps_in_log=self.level_eps_in_log)
+
+    def _proposals(self, logits, deltas, anchors, sizes, pre_nms_top_n, post_nms_top_n, trace):
+        """A rpn.Proposals an image."""
+        found = [rpn.filter_proposals(logits[i], deltas[i], anchors, size, pre_nms_top_n, post_nms_top_n, self.rpn_nms_thresh,
+                                      self.rpn_min_size, self.rpn_score_thresh, self.rpn_nms_on)
+                 for i, size in enumerate(sizes)]
+        record(trace, "rpn.proposals_before_nms", [f.before_nms for f in found])
+        record(trace, "rpn.scores_before_nms", [f.scores_before_nms for f in found])
+        return found
 
     def _decide(self, logits, deltas, anchors, batch, image_targets, rng, trace):
         """Everything discrete, from the RPN's outputs and the targets. No gradient flows through it."""
         all_anchors = np.concatenate(anchors)
-        record(trace, "rpn.proposals_before_nms", [])  # to these two filter_proposals adds an array an image
-        record(trace, "rpn.scores_before_nms", [])
+        found = self._proposals(logits, deltas, anchors, batch.sizes, self.rpn_pre_nms_top_n_train, self.rpn_post_nms_top_n_train,
+                                trace)
         per_image = []
-        for i, target in enumerate(image_targets):
+        for target, (proposals, _, anchor, *_) in zip(image_targets, found):
             anchor_sample = targets.anchor_targets(
                 all_anchors, target["boxes"], rng, self.rpn_fg_iou_thresh, self.rpn_bg_iou_thresh,
                 self.rpn_batch_size_per_image, self.rpn_positive_fraction)
-            proposals, _, anchor = rpn.filter_proposals(
-                logits[i], deltas[i], anchors, batch.sizes[i], self.rpn_pre_nms_top_n_train,
-                self.rpn_post_nms_top_n_train, self.rpn_nms_thresh, trace=trace)
             chosen, labels, matched = targets.roi_targets(
                 proposals, target["boxes"], target["labels"], rng, self.box_fg_iou_thresh, self.box_bg_iou_thresh,
                 self.box_batch_size_per_image, self.box_positive_fraction)
@@ -302,7 +284,7 @@ class MaskRCNN(Layer):
     def _box_branch(self, pyramid, boxes, levels, train, trace):
         x, roi_cache = self.box_features.forward(pyramid[:len(self.box_features.strides)], as_rois(boxes),
                                                  np.concatenate(levels), train)
-        record(trace, "roi_heads.levels", [l + 2 for l in levels])
+        record(trace, "roi_heads.levels", [self.roi_levels[l] for l in levels])
         record(trace, "roi_heads.box_features", x)
         h, head_cache = self.roi_heads.box_head.forward(x, train)
         record(trace, "roi_heads.box_hidden", h)
@@ -345,18 +327,3 @@ def _checked_images(images):
     if len(images) == 0:
         raise DataError("the list of images is empty; give at least one")
     return [as_image(image, f"image {i}") for i, image in enumerate(images)]
-
-
-class LossCache(NamedTuple):
-    """What `losses` hands to `backward`: the decisions, and each stage's cache."""
-
-    decisions: Decisions
-    first_stage: tuple     # of the backbone, of the RPN
-    rpn_loss: tuple
-    box: tuple             # RoIAlign, head and predictor of the box branch
-    box_loss: tuple
-    mask: tuple            # the same of the mask branch; None without one, and so mask_loss
-    mask_loss: tuple
-
-
-LOSSES = ("loss_objectness", "loss_rpn_box_reg", "loss_classifier", "loss_box_reg", "loss_mask")

@@ -16,7 +16,8 @@ class Detections(NamedTuple):
 
     boxes (D, 4) float, x1 y1 x2 y2 in pixels of the image; labels (D,) int; scores (D,) in 0..1; masks (D, H, W) bool, or None without
     a mask branch. Each detection's way through the network: proposal (D,) indexes trace["rpn.proposals"] of this
-    image; level (D,) is the pyramid level that its box was read from (2 for P2); anchor (D,) indexes trace["rpn.anchors"].
+    image; level (D,) is the level of the map that its box was read from, log2 of its
+    stride (2 for P2); anchor (D,) indexes trace["rpn.anchors"].
     """
 
     boxes: np.ndarray
@@ -29,7 +30,7 @@ class Detections(NamedTuple):
 
 
 def filter_detections(logits, deltas, proposals, image_size, score_thresh, nms_thresh, max_detections,
-                      box_weights=BOX_WEIGHTS):
+                      box_weights=BOX_WEIGHTS, min_size=1e-2):
     """One image's RoIs -> its detections.
 
     Parameters
@@ -42,6 +43,8 @@ def filter_detections(logits, deltas, proposals, image_size, score_thresh, nms_t
         Keep scores above the first, suppress within a class above the second (an IoU), then keep so many of the best.
     box_weights : four floats
         See decode_boxes.
+    min_size : float
+        Pixels; boxes with a shorter side are dropped.
 
     Returns
     -------
@@ -55,7 +58,7 @@ def filter_detections(logits, deltas, proposals, image_size, score_thresh, nms_t
     proposal, label = np.nonzero(scores[:, 1:] > score_thresh)  # class 0 is background
     label = label + 1
     boxes, scores = boxes[proposal, label], scores[proposal, label]
-    large = remove_small_boxes(boxes, 1e-2)
+    large = remove_small_boxes(boxes, min_size)
     keep = large[batched_nms(boxes[large], scores[large], label[large], nms_thresh, kernels=backend.active())]
     keep = keep[:max_detections]
     return boxes[keep], label[keep], scores[keep], proposal[keep]

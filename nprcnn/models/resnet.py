@@ -5,7 +5,7 @@
 Attribute names are torchvision's, so that its state dicts fit.
 """
 
-import numpy as np
+from typing import NamedTuple
 
 from .. import backend
 from ..errors import ConfigError
@@ -14,17 +14,32 @@ from ..ops.pool import max_pool2d_backward, max_pool2d_forward
 from ..trace import record, record_grad
 
 
+class Options(NamedTuple):
+    """What is the same in all blocks of a network.
+
+    norm: a key of NORMS; eps: of the norms. stride_in_1x1: a bottleneck's stride is in its first convolution, as in the paper and in
+    weights that descend from Caffe, and not in the 3x3 one (version 1.5, torchvision).
+    """
+
+    norm: str = "frozen"
+    eps: float = 1e-5
+    stride_in_1x1: bool = False
+
+    def make_norm(self, channels):
+        return NORMS[self.norm](channels, eps=self.eps)
+
+
 class BasicBlock(Layer):
     """Two 3x3 convolutions and a shortcut: y = relu(f(x) + x). ResNet-18 and -34 (figure 5, left, of the paper)."""
 
     expansion = 1  # output channels / width
 
-    def __init__(self, rng, in_channels, width, stride, norm):
-        self.conv1 = Conv2d(rng, in_channels, width, 3, stride, padding=1, bias=False)
-        self.bn1 = norm(width)
-        self.conv2 = Conv2d(rng, width, width, 3, padding=1, bias=False)
-        self.bn2 = norm(width)
-        self.downsample = _downsample(rng, in_channels, width, stride, norm)
+    def __init__(self, rng, in_channels, width, stride, dilation, options):
+        self.conv1 = Conv2d(rng, in_channels, width, 3, stride, padding=dilation, dilation=dilation, bias=False)
+        self.bn1 = options.make_norm(width)
+        self.conv2 = Conv2d(rng, width, width, 3, padding=dilation, dilation=dilation, bias=False)
+        self.bn2 = options.make_norm(width)
+        self.downsample = _downsample(rng, in_channels, width, stride, options)
 
     def forward(self, x, train):
         """x (N, C, H, W) -> y (N, width, H / stride, W / stride), cache."""
@@ -48,14 +63,15 @@ class Bottleneck(Layer):
 
     expansion = 4  # output channels / width
 
-    def __init__(self, rng, in_channels, width, stride, norm):
-        self.conv1 = Conv2d(rng, in_channels, width, 1, bias=False)
-        self.bn1 = norm(width)
-        self.conv2 = Conv2d(rng, width, width, 3, stride, padding=1, bias=False)
-        self.bn2 = norm(width)
+    def __init__(self, rng, in_channels, width, stride, dilation, options):
+        stride_1x1, stride_3x3 = (stride, 1) if options.stride_in_1x1 else (1, stride)
+        self.conv1 = Conv2d(rng, in_channels, width, 1, stride_1x1, bias=False)
+        self.bn1 = options.make_norm(width)
+        self.conv2 = Conv2d(rng, width, width, 3, stride_3x3, padding=dilation, dilation=dilation, bias=False)
+        self.bn2 = options.make_norm(width)
         self.conv3 = Conv2d(rng, width, 4 * width, 1, bias=False)
-        self.bn3 = norm(4 * width)
-        self.downsample = _downsample(rng, in_channels, 4 * width, stride, norm)
+        self.bn3 = options.make_norm(4 * width)
+        self.downsample = _downsample(rng, in_channels, 4 * width, stride, options)
 
     def forward(self, x, train):
         """x (N, C, H, W) -> y (N, 4 width, H / stride, W / stride), cache."""
@@ -77,11 +93,11 @@ class Bottleneck(Layer):
         return dx + _shortcut_backward(self.downsample, dshortcut, cache_down)
 
 
-def _downsample(rng, in_channels, out_channels, stride, norm):
+def _downsample(rng, in_channels, out_channels, stride, options):
     """The shortcut's 1x1 convolution, where the shape changes; None where x itself can be added."""
     if stride == 1 and in_channels == out_channels:
         return None
-    return [Conv2d(rng, in_channels, out_channels, 1, stride, bias=False), norm(out_channels)]
+    return [Conv2d(rng, in_channels, out_channels, 1, stride, bias=False), options.make_norm(out_channels)]
 
 
 def _shortcut(downsample, x, train):
@@ -94,6 +110,31 @@ def _shortcut_backward(downsample, dy, cache):
     if downsample is None:
         return dy
     return conv_norm_relu_backward(*downsample, dy, cache)[0]
+
+
+# A stage is a list of blocks: the first one changes the shape.
+
+def make_stage(rng, block, count, in_channels, width, stride, dilation, options):
+    """`count` blocks; the first has the stride, all have the dilation."""
+    stage = [block(rng, in_channels, width, stride, dilation, options)]
+    stage += [block(rng, width * block.expansion, width, 1, dilation, options) for _ in range(count - 1)]
+    return stage
+
+
+def stage_forward(stage, x, train):
+    """x (N, C, H, W) -> y (N, expansion * width, H / stride, W / stride), cache."""
+    caches = []
+    for block in stage:
+        x, cache = block.forward(x, train)
+        caches.append(cache)
+    return x, caches if train else None
+
+
+def stage_backward(stage, dx, caches):
+    """Gradient of y -> gradient of x: the blocks from the last to the first."""
+    for block, cache in zip(reversed(stage), reversed(caches)):
+        dx = block.backward(dx, cache)
+    return dx
 
 
 DEPTHS = {
@@ -115,40 +156,47 @@ class ResNet(Layer):
     rng : numpy.random.Generator
         Draws the initial values.
     block : BasicBlock or Bottleneck
-    blocks : four ints
-        Blocks in layer1 .. layer4 (see DEPTHS for those of the paper).
+    blocks : three or four ints
+        Blocks in layer1 .. layer4 (see DEPTHS for those of the paper). Three: there is no layer4; in the C4 models it is the head.
     width : int
         Channels of the stem and width of layer1; each later stage doubles it. 64 in the paper.
     norm : "batch" or "frozen"
     trainable_stages : int
         How many of the five STAGES train, counted from the top (torchvision's trainable_backbone_layers). Below
         them the backward pass stops.
+    norm_eps, stride_in_1x1
+        See Options.
+    dilate_layer4 : bool
+        layer4 keeps the size of layer3 and spreads its 3x3 convolutions instead ("dilated C5", DC5).
 
     Raises
     ------
     ConfigError
-        Another norm, another number of trainable stages, or not four numbers of blocks.
+        Another norm, another number of trainable stages, or not three or four numbers of blocks.
     """
 
-    def __init__(self, rng, block, blocks, width=64, norm="frozen", trainable_stages=5):
+    def __init__(self, rng, block, blocks, width=64, norm="frozen", trainable_stages=5, norm_eps=1e-5, stride_in_1x1=False,
+                 dilate_layer4=False):
         if norm not in NORMS:
             raise ConfigError(f"norm={norm!r} is not one of {', '.join(NORMS)}")
         if trainable_stages not in range(6):
             raise ConfigError(f"{trainable_stages} trainable backbone layers: the backbone has 0 to 5 to train")
-        if len(blocks) != 4:
-            raise ConfigError(f"blocks={tuple(blocks)}: one number for each of the four stages layer1 .. layer4 is needed")
-        norm = NORMS[norm]
+        if len(blocks) not in (3, 4):
+            raise ConfigError(f"blocks={tuple(blocks)}: one number for each of the four stages layer1 .. layer4 is needed "
+                              "(three where layer4 is the head)")
+        options = Options(norm, norm_eps, stride_in_1x1)
         self.conv1 = Conv2d(rng, 3, width, 7, stride=2, padding=3, bias=False)
-        self.bn1 = norm(width)
+        self.bn1 = options.make_norm(width)
+        self.stages = STAGES[:1 + len(blocks)]
         channels = width
-        for i, count in enumerate(blocks):
-            stage_width = width * 2 ** i
-            stage = []
-            for j in range(count):
-                stage.append(block(rng, channels, stage_width, 2 if i > 0 and j == 0 else 1, norm))
-                channels = stage_width * block.expansion
-            setattr(self, f"layer{i + 1}", stage)
-        self.out_channels = [width * 2 ** i * block.expansion for i in range(4)]
+        for i, (name, count) in enumerate(zip(STAGES[1:], blocks)):
+            stride, dilation = (1 if i == 0 else 2), 1
+            if name == "layer4" and dilate_layer4:
+                stride, dilation = 1, 2
+            setattr(self, name, make_stage(rng, block, count, channels, width * 2 ** i, stride, dilation, options))
+            channels = width * 2 ** i * block.expansion
+        self.block, self.width, self.options = block, width, options
+        self.out_channels = [width * 2 ** i * block.expansion for i in range(len(blocks))]
         self.freeze(5 - trainable_stages)
 
     def freeze(self, stages):
@@ -159,33 +207,33 @@ class ResNet(Layer):
             parameter.trainable = not name.startswith(frozen[:stages + 1] if stages else ())
 
     def forward(self, x, train, trace=None):
-        """x (N, 3, H, W) -> [C2, C3, C4, C5], cache."""
+        """x (N, 3, H, W) -> [C2, C3, C4, C5] (without layer4, up to C4), cache."""
         x, stem_cache = conv_norm_relu(self.conv1, self.bn1, x, train)
         record(trace, "backbone.stem", x)
         x, pool_cache = max_pool2d_forward(x, 3, 2, 1, kernels=backend.active())
         features, caches = [], [(stem_cache, pool_cache)]
-        for name in STAGES[1:]:
-            stage_caches = []
-            for block in getattr(self, name):
-                x, cache = block.forward(x, train)
-                stage_caches.append(cache)
-            caches.append(stage_caches)
+        for name in self.stages[1:]:
+            x, stage_cache = stage_forward(getattr(self, name), x, train)
+            caches.append(stage_cache)
             features.append(x)
             record(trace, f"backbone.{name}", x)
         return features, caches if train else None
 
     def backward(self, dfeatures, caches, trace=None):
-        """dfeatures: the gradients of C2 .. C5 that come from the pyramid. Returns nothing: the image needs no gradient."""
-        dx = np.zeros_like(dfeatures[-1])
-        for i in (4, 3, 2, 1):
+        """dfeatures: the gradients of C2 .. C5 that come from above; None where nobody used the map, but for the last.
+
+        Returns nothing: the image needs no gradient.
+        """
+        dx = 0
+        for i in reversed(range(1, len(self.stages))):
             if self.frozen_stages > i:
                 return
-            # C_i feeds the pyramid and the next stage: fan-out, so the gradients add
-            dx = dx + dfeatures[i - 1]
-            record_grad(trace, f"backbone.{STAGES[i]}", dx)
-            # forward: C_i = the stage's blocks, one after the other      backward: from the last to the first
-            for block, cache in zip(reversed(getattr(self, STAGES[i])), reversed(caches[i])):
-                dx = block.backward(dx, cache)
+            # C_i feeds what is above and the next stage: fan-out, so the gradients add
+            if dfeatures[i - 1] is not None:
+                dx = dx + dfeatures[i - 1]
+            record_grad(trace, f"backbone.{self.stages[i]}", dx)
+            # forward: C_i = the stage's blocks, one after the other
+            dx = stage_backward(getattr(self, self.stages[i]), dx, caches[i])
         if self.frozen_stages > 0:
             return
         stem_cache, pool_cache = caches[0]
@@ -195,9 +243,12 @@ class ResNet(Layer):
         conv_norm_relu_backward(self.conv1, self.bn1, dx, stem_cache, needs_dx=False)
 
 
-def resnet(rng, depth, norm="frozen", trainable_stages=5):
-    """A ResNet of the paper: depth 18, 34, 50, 101 or 152. The other arguments are ResNet's; ConfigError for any other depth."""
+def resnet(rng, depth, norm="frozen", trainable_stages=5, layer4=True, **options):
+    """A ResNet of the paper: depth 18, 34, 50, 101 or 152, with layer4 or without. The other arguments are ResNet's.
+
+    ConfigError for any other depth.
+    """
     if depth not in DEPTHS:
         raise ConfigError(f"there is no ResNet-{depth}; choose one of: {', '.join(map(str, DEPTHS))}")
     block, blocks = DEPTHS[depth]
-    return ResNet(rng, block, blocks, norm=norm, trainable_stages=trainable_stages)
+    return ResNet(rng, block, blocks if layer4 else blocks[:3], norm=norm, trainable_stages=trainable_stages, **options)

@@ -8,18 +8,21 @@ from ..ops.roi_align import roi_align_backward, roi_align_forward
 from ..ops.roi_pool import roi_pool_backward, roi_pool_forward
 
 
-def assign_levels(boxes, levels, canonical_size=224, canonical_level=4, eps=1e-6):
+def assign_levels(boxes, levels, canonical_size=224, canonical_level=4, eps=1e-6, eps_in_log=0.0):
     """The pyramid level of each RoI (FPN, arXiv 1612.03144, equation 1): k = floor(4 + log2(sqrt(area) / 224)).
 
-    An RoI of ImageNet's size, 224, uses level 4; half as large, level 3. torchvision adds 1e-6, and so do we.
+    An RoI of ImageNet's size, 224, uses level 4; half as large, level 3.
 
     Parameters
     ----------
     boxes : (R, 4), pixels of the resized image
     levels : int
         How many levels there are, from P2 up; the result is clamped to them.
-    canonical_size, canonical_level, eps : float, int, float
-        224 pixels, level 4 and 1e-6 in the formula.
+    canonical_size, canonical_level : float, int
+        224 pixels and level 4 in the formula.
+    eps, eps_in_log : float
+        k = floor(4 + log2(sqrt(area) / 224 + eps_in_log) + eps): a box of exactly 112 pixels must not fall to the level below by
+        rounding. torchvision has eps = 1e-6, Detectron2 eps_in_log = 1e-8.
 
     Returns
     -------
@@ -29,7 +32,8 @@ def assign_levels(boxes, levels, canonical_size=224, canonical_level=4, eps=1e-6
         return np.zeros(len(boxes), np.int64)
     size = np.sqrt(box_area(boxes))
     with np.errstate(divide="ignore"):
-        k = np.floor(canonical_level + np.log2(size / boxes.dtype.type(canonical_size)) + boxes.dtype.type(eps))
+        ratio = size / boxes.dtype.type(canonical_size) + boxes.dtype.type(eps_in_log)
+        k = np.floor(canonical_level + np.log2(ratio) + boxes.dtype.type(eps))
     return np.clip(k, 2, 1 + levels).astype(np.int64) - 2
 
 
@@ -48,7 +52,7 @@ class RoIFeatures:
         RoIAlign (Mask R-CNN, section 3) or RoIPool (Fast R-CNN), for the ablation of table 2c.
     output_size : int
     strides : one a level
-        Of P2 .. P5, in pixels.
+        In pixels: (4, 8, 16, 32) for P2 .. P5, (16,) for a single map.
     sampling_ratio, aligned
         Of RoIAlign (see nprcnn.ops.roi_align); RoIPool has neither.
     """
@@ -58,7 +62,7 @@ class RoIFeatures:
         self.sampling_ratio, self.aligned = sampling_ratio, aligned
 
     def forward(self, pyramid, rois, levels, train):
-        """pyramid [P2 .. P5], rois (R, 5), levels (R,) -> (R, C, s, s), cache. RoIs keep their order."""
+        """pyramid [P2 .. P5] (or one map), rois (R, 5), levels (R,) -> (R, C, s, s), cache. RoIs keep their order."""
         size = self.output_size
         y = np.zeros((len(rois), pyramid[0].shape[1], size, size), pyramid[0].dtype)
         caches = []

@@ -6,6 +6,8 @@ One small head runs on every pyramid level with the same weights:
                     -1x1-> deltas, four an anchor
 """
 
+from typing import NamedTuple
+
 import numpy as np
 
 from .. import backend
@@ -22,10 +24,10 @@ SMOOTH_L1_BETA = 1 / 9
 
 
 class RPNHead(Layer):
-    """channels: of the pyramid; anchors: in a cell."""
+    """channels: of the pyramid; anchors: in a cell; convs: how many 3x3 convolutions (1 in the paper, 2 in torchvision's v2)."""
 
-    def __init__(self, rng, channels, anchors):
-        self.conv = [conv_block(rng, channels, channels, 3, init=normal_001)]
+    def __init__(self, rng, channels, anchors, convs=1):
+        self.conv = [conv_block(rng, channels, channels, 3, init=normal_001) for _ in range(convs)]
         self.cls_logits = Conv2d(rng, channels, anchors, 1, init=normal_001)
         self.bbox_pred = Conv2d(rng, channels, anchors * 4, 1, init=normal_001)
 
@@ -51,15 +53,15 @@ class RPNHead(Layer):
 
 
 class RPN(Layer):
-    """The head on all levels, with anchors flattened into one long axis: level, then y, x, anchor."""
+    """The head on all levels, with anchors flattened into one long axis: level, then y, x, anchor. levels: their names in a trace."""
 
-    def __init__(self, head):
-        self.head = head
+    def __init__(self, head, levels=LEVELS):
+        self.head, self.levels = head, levels
 
     def forward(self, pyramid, train, trace=None):
-        """[P2 .. P6] -> logits (N, T), deltas (N, T, 4), cache. T: anchors of all levels."""
+        """[P2 .. P6] (or one map) -> logits (N, T), deltas (N, T, 4), cache. T: anchors of all levels."""
         logits, deltas, caches, shapes = [], [], [], []
-        for level, x in zip(LEVELS, pyramid):
+        for level, x in zip(self.levels, pyramid):
             level_logits, level_deltas, cache = self.head.forward(x, train)
             record(trace, f"rpn.logits.{level}", level_logits)
             record(trace, f"rpn.deltas.{level}", level_deltas)
@@ -79,7 +81,7 @@ class RPN(Layer):
         record_grad(trace, "rpn.objectness", dlogits)
         record_grad(trace, "rpn.deltas", ddeltas)
         dpyramid, start = [], 0
-        for level, level_cache, (n, a, h, w) in zip(LEVELS, *cache):
+        for level, level_cache, (n, a, h, w) in zip(self.levels, *cache):
             # forward: concatenate, reshape, transpose      backward: split, and the same steps in reverse
             stop = start + h * w * a
             dl = np.ascontiguousarray(dlogits[:, start:stop].reshape(n, h, w, a).transpose(0, 3, 1, 2))
@@ -91,8 +93,22 @@ class RPN(Layer):
         return dpyramid
 
 
+class Proposals(NamedTuple):
+    """One image's proposals, best first, and what they were chosen from.
+
+    boxes (P, 4), scores (P,) in 0..1; anchor (P,): index of the anchor behind each. before_nms (Q, 4) and scores_before_nms (Q,): the
+    best anchors of each level, moved by their deltas and clipped.
+    """
+
+    boxes: np.ndarray
+    scores: np.ndarray
+    anchor: np.ndarray
+    before_nms: np.ndarray
+    scores_before_nms: np.ndarray
+
+
 def filter_proposals(logits, deltas, anchors, image_size, pre_nms_top_n, post_nms_top_n, nms_thresh, min_size=1e-3,
-                     trace=None):
+                     score_thresh=0.0, nms_on="scores"):
     """From one image's RPN outputs to its proposals. No gradient: to the second stage they are constants.
 
     Parameters
@@ -107,12 +123,15 @@ def filter_proposals(logits, deltas, anchors, image_size, pre_nms_top_n, post_nm
         Boxes of one level whose IoU is above it are one proposal.
     min_size : float
         Pixels; proposals with a shorter side are dropped.
-    trace : Trace, optional
-        Gets one more array in each of the lists rpn.proposals_before_nms and rpn.scores_before_nms.
+    score_thresh : float
+        Proposals whose objectness, in 0..1, is below it are dropped.
+    nms_on : "scores" or "logits"
+        What NMS sorts by. The sigmoid in float32 gives many large logits the same score, 1: torchvision sorts these ("scores"),
+        Detectron2 the logits.
 
     Returns
     -------
-    boxes (P, 4), scores (P,) and anchor (P,): the index of the anchor behind each proposal; best score first.
+    Proposals
     """
     starts = np.cumsum([0] + [len(a) for a in anchors])
     chosen, level_of = [], []
@@ -125,17 +144,16 @@ def filter_proposals(logits, deltas, anchors, image_size, pre_nms_top_n, post_nm
     all_anchors = np.concatenate(anchors).astype(deltas.dtype)
     boxes = clip_boxes(decode_boxes(deltas[chosen], all_anchors[chosen]), image_size)
     scores = sigmoid(logits[chosen])
-    if trace is not None:
-        trace.values.setdefault("rpn.proposals_before_nms", []).append(boxes)
-        trace.values.setdefault("rpn.scores_before_nms", []).append(scores)
     large = remove_small_boxes(boxes, min_size)
+    large = large[scores[large] >= score_thresh]
     # NMS within a level: an anchor of another size is another question
-    keep = large[batched_nms(boxes[large], scores[large], level_of[large], nms_thresh, kernels=backend.active())]
+    sorted_by = scores if nms_on == "scores" else logits[chosen]
+    keep = large[batched_nms(boxes[large], sorted_by[large], level_of[large], nms_thresh, kernels=backend.active())]
     keep = keep[:post_nms_top_n]
-    return boxes[keep], scores[keep], chosen[keep]
+    return Proposals(boxes[keep], scores[keep], chosen[keep], boxes, scores)
 
 
-def rpn_losses(logits, deltas, anchors, target_boxes, positive, negative, matched):
+def rpn_losses(logits, deltas, anchors, target_boxes, positive, negative, matched, beta=SMOOTH_L1_BETA, normalizer=None):
     """Objectness and box loss of the sampled anchors of the whole batch.
 
     Parameters
@@ -145,24 +163,29 @@ def rpn_losses(logits, deltas, anchors, target_boxes, positive, negative, matche
     target_boxes : list of (G, 4), one an image, pixels of the resized image
     positive, negative, matched : lists, one an image
         Sampled anchors, and the positives' targets (see targets.anchor_targets).
+    beta : float
+        Of smooth L1; 0 is L1 (Detectron2).
+    normalizer : float, optional
+        What both sums are divided by. None: the number of sampled anchors (torchvision). Detectron2: anchors wanted a batch, 256 N.
 
     Returns
     -------
-    objectness loss : mean binary cross-entropy over all sampled anchors
-    box loss : sum of smooth L1 over the positives / number of sampled anchors
+    objectness loss : sum of the binary cross-entropy over all sampled anchors / normalizer
+    box loss : sum of smooth L1 over the positives / normalizer
     cache
     """
     image = np.concatenate([np.full(len(p) + len(n), i) for i, (p, n) in enumerate(zip(positive, negative))])
     anchor = np.concatenate([np.concatenate([p, n]) for p, n in zip(positive, negative)])
     is_object = np.concatenate([np.arange(len(p) + len(n)) < len(p) for p, n in zip(positive, negative)])
     sampled = (image, anchor)
-    objectness_loss, objectness_cache = bce_with_logits_forward(logits[sampled], is_object.astype(logits.dtype))
+    normalizer = max(len(anchor), 1) if normalizer is None else normalizer
+    objectness_loss, objectness_cache = bce_with_logits_forward(logits[sampled], is_object.astype(logits.dtype), normalizer)
 
     positives = (image[is_object], anchor[is_object])
     box_targets = np.concatenate([
         encode_boxes(boxes[m].astype(deltas.dtype), anchors[p].astype(deltas.dtype))
         for boxes, m, p in zip(target_boxes, matched, positive)])
-    box_loss, box_cache = smooth_l1_forward(deltas[positives], box_targets, SMOOTH_L1_BETA, max(len(anchor), 1))
+    box_loss, box_cache = smooth_l1_forward(deltas[positives], box_targets, beta, normalizer)
     return objectness_loss, box_loss, (logits.shape, sampled, positives, objectness_cache, box_cache)
 
 

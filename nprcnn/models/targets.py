@@ -86,7 +86,7 @@ def roi_targets(proposals, target_boxes, target_labels, rng, fg_iou, bg_iou, siz
     return chosen, labels, np.maximum(matched[chosen], 0)
 
 
-def mask_targets(masks, rois, matched, size):
+def mask_targets(masks, rois, matched, size, aligned=False, binary=False):
     """Cut the target masks to the RoIs (Mask R-CNN, section 3: "the intersection between an RoI and its mask").
 
     Parameters
@@ -98,10 +98,15 @@ def mask_targets(masks, rois, matched, size):
         Each RoI's target.
     size : int
         Side of the mask the head puts out (28).
+    aligned : bool
+        Of RoIAlign: False is torchvision's convention, True Detectron2's.
+    binary : bool
+        False: soft at the edges (torchvision). True: 1 where at least half is covered (Detectron2).
 
     Returns
     -------
-    (S, size, size) float in 0..1: soft at the edges (torchvision's convention: RoIAlign, adaptive sampling, no threshold).
+    (S, size, size) float in 0..1: RoIAlign of the masks with adaptive sampling.
     """
     rois = np.concatenate([matched[:, None].astype(rois.dtype), rois], axis=1)
-    return backend.active().roi_align(masks[:, None].astype(rois.dtype), rois, 1.0, size, -1, False)[:, 0]
+    soft = backend.active().roi_align(masks[:, None].astype(rois.dtype), rois, 1.0, size, -1, aligned)[:, 0]
+    return (soft >= 0.5).astype(soft.dtype) if binary else soft

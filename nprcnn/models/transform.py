@@ -7,6 +7,8 @@ import numpy as np
 
 from .. import backend
 
+RESIZES = ("float", "pil")
+
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -19,16 +21,25 @@ class Batch(NamedTuple):
     original_sizes: list
 
 
-def resized_size(height, width, min_size, max_size):
+def resized_size(height, width, min_size, max_size, resize="float"):
     """The size (h, w) after resizing, in pixels: the short side becomes min_size, unless the long one would exceed max_size.
 
-    floor(), as torchvision rounds: a short side can come out as 799 for min_size 800. Never 0: torchvision fails there.
+    resize="float" rounds down, as torchvision does: a short side can come out as 799 for min_size 800. "pil" rounds to the nearest,
+    as Detectron2 does. Never 0: torchvision fails there.
     """
+    if resize == "pil":
+        # ResizeShortestEdge, in the order of its roundings
+        short, long = min(height, width), max(height, width)
+        scale = min_size / short
+        if max(min_size, scale * long) > max_size:
+            scale *= max_size / max(min_size, scale * long)
+        return max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
     scale = min(min_size / min(height, width), max_size / max(height, width))
     return max(1, math.floor(height * scale)), max(1, math.floor(width * scale))
 
 
-def make_batch(images, min_size, max_size, mean=IMAGENET_MEAN, std=IMAGENET_STD, size_divisible=32, dtype=np.float32):
+def make_batch(images, min_size, max_size, mean=IMAGENET_MEAN, std=IMAGENET_STD, size_divisible=32, dtype=np.float32,
+               channel_order="rgb", pixel_range=1.0, resize="float"):
     """Normalise, resize and pad.
 
     Parameters
@@ -38,9 +49,16 @@ def make_batch(images, min_size, max_size, mean=IMAGENET_MEAN, std=IMAGENET_STD,
     min_size, max_size : int
         Pixels, see resized_size.
     mean, std : three floats
-        Of the channels, in 0..1.
+        Of the channels, in the order and the range of the next two.
     size_divisible : int
         The batch's sides are multiples of it, so that every pyramid level has whole cells.
+    channel_order : "rgb" or "bgr"
+        What the network is fed with. Weights that descend from Caffe want BGR.
+    pixel_range : float
+        The value of white: 1, or 255 for weights that descend from Caffe.
+    resize : "float" or "pil"
+        "float": normalise, then resize bilinearly (torchvision). "pil": resize the uint8 image as Pillow does, which averages over
+        all source pixels when it shrinks and rounds to whole numbers, then normalise (Detectron2).
 
     Returns
     -------
@@ -49,21 +67,31 @@ def make_batch(images, min_size, max_size, mean=IMAGENET_MEAN, std=IMAGENET_STD,
     mean, std = (np.asarray(v, dtype)[:, None, None] for v in (mean, std))
     resized, original_sizes = [], []
     for image in images:
+        size = resized_size(*image.shape[:2], min_size, max_size, resize)
+        original_sizes.append(image.shape[:2])
+        if resize == "pil" and image.dtype == np.uint8 and size != image.shape[:2]:
+            image = _resize_as_pillow(image, size)
         x = image.transpose(2, 0, 1).astype(dtype)
-        if image.dtype == np.uint8:
-            x = x / dtype(255)
+        white = 255 if image.dtype == np.uint8 else 1
+        if white != pixel_range:
+            x = x / dtype(white / pixel_range)
+        if channel_order == "bgr":
+            x = x[::-1]
         x = (x - mean) / std
-        size = resized_size(*image.shape[:2], min_size, max_size)
-        if size != image.shape[:2]:
+        if size != x.shape[1:]:
             x = backend.active().resize_bilinear(x[None], size)[0]
         resized.append(x)
-        original_sizes.append(image.shape[:2])
     sizes = [x.shape[1:] for x in resized]
     height, width = (math.ceil(max(side) / size_divisible) * size_divisible for side in zip(*sizes))
     tensor = np.zeros((len(images), 3, height, width), dtype)
     for i, x in enumerate(resized):
         tensor[i, :, :x.shape[1], :x.shape[2]] = x
     return Batch(tensor, sizes, original_sizes)
+
+
+def _resize_as_pillow(image, size):
+    from PIL import Image
+    return np.asarray(Image.fromarray(np.ascontiguousarray(image)).resize((size[1], size[0]), Image.Resampling.BILINEAR))
 
 
 def resize_boxes(boxes, from_size, to_size):
