@@ -29,7 +29,9 @@ def test_stated_recipe_is_the_one_in_the_code():
     for run in stated["runs"]:
         assert run["recipe"] == json.loads(json.dumps(FULL))
         assert run["held_out_scenes"] == HELD_OUT
-    assert len({run["seed"] for run in stated["runs"]}) == len(stated["runs"])
+    assert len({run["seed"] for run in stated["runs"]}) == len(stated["runs"]) >= 3
+    assert sum(run["shipped"] for run in stated["runs"]) == 1
+    assert all(run["metrics"]["segm"]["AP50"] >= 0.90 for run in stated["runs"])
 
 
 def test_shipped_weights_are_small():
