@@ -32,7 +32,7 @@ def train_shapes(out, seed=0, steps=None):
     if (out / "result.json").exists():
         raise ConfigError(f"{out} already holds a finished training; give another --out, or remove it")
     out.mkdir(parents=True, exist_ok=True)
-    model = maskrcnn_tiny(rng=np.random.default_rng(seed))
+    model = maskrcnn_tiny(rng=np.random.default_rng(seed), class_names=Shapes.class_names)
     start = time.perf_counter()
     with open(out / "history.jsonl", "w", encoding="utf-8") as log:
         def on_step(step, row):

@@ -9,10 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from small_models import fill
 
 import nprcnn
 from nprcnn import backend
 from nprcnn.cli import main
+from nprcnn.data.coco_names import COCO_91
 from nprcnn.data.images import read_image, save_image
 from nprcnn.data.shapes import Shapes
 
@@ -30,6 +32,42 @@ def test_predict_writes_a_picture_and_lists_what_it_found(scene, tmp_path, capsy
     assert read_image(out).ndim == 3
     printed = capsys.readouterr().out
     assert "objects with a score of at least 0.5" in printed and str(out) in printed
+
+
+def test_predict_writes_beside_what_is_there(scene, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "scene_found.png").write_bytes(b"mine")
+    for name in ("scene_found-2.png", "scene_found-3.png"):
+        assert main(["predict", str(scene)]) == 0
+        assert f"wrote {name}" in capsys.readouterr().out and read_image(name).ndim == 3
+    assert (tmp_path / "scene_found.png").read_bytes() == b"mine"
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+def test_predict_with_a_file_of_another_model(scene, tmp_path, monkeypatch, capsys, suffix):
+    """The release of torchvision in small: ResNet-18, narrow heads, 91 classes. The legacy .pth is written by torch, if it is there."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("nprcnn.weights.files.check_sha256", lambda path: None)  # only the release itself has its hash
+    model = fill(nprcnn.maskrcnn_resnet_fpn(18, fpn_channels=8, box_hidden=16, mask_channels=(8,)), "", np.float32)
+    file = tmp_path / f"maskrcnn_resnet50_fpn_coco-bf2d0c1e{suffix}"
+    if suffix == ".pth":
+        torch = pytest.importorskip("torch")
+        torch.save({name: torch.from_numpy(a) for name, a in model.state_dict().items()}, file, _use_new_zipfile_serialization=False)
+    else:
+        nprcnn.save_weights(model, file)
+    save_image(scene, read_image(scene)[60:70])  # a strip, which is not enlarged to 800 x 800
+    assert main(["predict", str(scene), "--weights", file.name, "--score", "0.02"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("Mask R-CNN, ResNet-18 with FPN, 91 classes") and "eps is now 0 in the model's 20 FrozenBatchNorm" in printed
+    found = re.findall(r"^(\D+?) +0\.\d{3}   box ", printed, re.M)
+    assert found and set(found) <= set(COCO_91) - {"background"} and (tmp_path / "scene_found.png").exists()
+
+
+def test_predict_without_masks(scene, tmp_path, capsys):
+    model = fill(nprcnn.maskrcnn_tiny(masks=False, width=4, fpn_channels=8, box_hidden=16), "", np.float32)
+    nprcnn.save_weights(model, tmp_path / "boxes.npz")
+    assert main(["predict", str(scene), "--weights", str(tmp_path / "boxes.npz"), "--out", str(tmp_path / "x.png")]) == 0
+    assert "Faster R-CNN" in capsys.readouterr().out and (tmp_path / "x.png").exists()
 
 
 def test_evaluate_prints_a_table_and_writes_json(tmp_path, capsys):
@@ -69,7 +107,20 @@ def test_train_then_predict_with_the_weights_that_came_out(scene, tmp_path, monk
     (["train", "shapes", "--out", "SCENE"], "is a file; give a folder"),
     (["predict", "SCENE", "--out", "FOLDER.png"], "folder.png is a folder; give the name of a file"),
     (["predict", "SCENE", "--out", "absent/x.png"], "there is no folder absent; make it first"),
-    (["predict", "SCENE", "--out", "x.png", "--weights", "OTHER"], "do not fit the model: .*has shape"),
+    (["predict", "SCENE", "--weights", "FOLDER"], "folder.png is a folder; give the file of weights in it"),
+    (["predict", "SCENE", "--weights", "CLASSIFIER"], "classifier.npz: this is a ResNet that classifies whole images"),
+    (["evaluate", "shapes", "--weights", "OTHER"], "do not fit the model: .*has shape"),
+    (["compare", "shapes"], "give a second file to compare with, or --save"),
+    (["compare", "shapes", "absent.npz"], "absent.npz: there is no such file"),
+    (["compare", "absent.npz", "shapes"], "absent.npz: there is no such file"),
+    (["compare", "shapes", "OTHER"], "other.npz: the weights do not fit the model"),
+    (["compare", "CLASSIFIER", "OTHER"], "classifier.npz: this is a ResNet that classifies whole images"),
+    (["compare", "shapes", "shapes", "--tolerance", "nan"], "--tolerance nan: a number of at least 0"),
+    (["compare", "shapes", "shapes", "--set", "min_size"], "--set min_size: give NAME=VALUE"),
+    (["compare", "shapes", "shapes", "--set", "colour=blue"], "was recognised as: Mask R-CNN.*colour"),
+    (["compare", "shapes", "shapes", "--model", "resnet"], "no such builder"),
+    (["compare", "shapes", "--save", "stages.txt"], "stages are written as .npz"),
+    (["compare", "shapes", "shapes", "--image", "absent.png"], "absent.png is not there"),
     (["evaluate", "shapes", "--json", "absent/x.json"], "there is no folder absent; make it first"),
     (["gradcheck", "--json", "."], "is a folder; give the name of a file"),
 ])
@@ -80,8 +131,10 @@ def test_bad_input_is_one_sentence_and_exit_code_2(arguments, message, scene, tm
     (tmp_path / "finished" / "result.json").write_text("{}")
     (tmp_path / "folder.png").mkdir()
     nprcnn.save_weights(nprcnn.maskrcnn_tiny(width=4), tmp_path / "other.npz")
+    np.savez(tmp_path / "classifier.npz", **{"layer1.0.conv1.weight": np.zeros(3), "fc.weight": np.zeros(3)})
     names = {"SCENE": scene, "TRUNCATED": tmp_path / "truncated.png", "FINISHED": tmp_path / "finished",
-             "FOLDER.png": tmp_path / "folder.png", "OTHER": tmp_path / "other.npz"}
+             "FOLDER.png": tmp_path / "folder.png", "FOLDER": tmp_path / "folder.png",
+             "OTHER": tmp_path / "other.npz", "CLASSIFIER": tmp_path / "classifier.npz"}
     before = sorted(p.name for p in tmp_path.iterdir())
     assert main([str(names.get(a, a)) for a in arguments]) == 2
     error = capsys.readouterr().err
@@ -91,7 +144,7 @@ def test_bad_input_is_one_sentence_and_exit_code_2(arguments, message, scene, tm
 
 
 def test_every_command_has_help_with_an_example(capsys):
-    for command in ("demo", "train", "evaluate", "predict", "gradcheck"):
+    for command in ("demo", "train", "evaluate", "predict", "compare", "gradcheck"):
         with pytest.raises(SystemExit) as stop:
             main([command, "--help"])
         assert stop.value.code == 0
@@ -136,3 +189,24 @@ def test_unknown_kernels_in_the_environment(scene, tmp_path, capsys, monkeypatch
     monkeypatch.setattr(backend, "_active", None)
     assert main(["predict", str(scene), "--out", str(tmp_path / "x.png")]) == 2
     assert "no set of kernels named 'abacus'" in capsys.readouterr().err
+
+
+def in_a_process(arguments, **options):
+    """python -m nprcnn, from the folder that the package lies in."""
+    return subprocess.run([sys.executable, "-m", "nprcnn", *arguments], cwd=Path(nprcnn.__file__).parent.parent, text=True,
+                          stderr=subprocess.PIPE, **options)
+
+
+def test_python_m_nprcnn():
+    run = in_a_process(["evaluate", "--help"], stdout=subprocess.PIPE)
+    assert run.returncode == 0 and "usage: nprcnn evaluate" in run.stdout
+    assert in_a_process(["predict", "absent.png"]).returncode == 2
+
+
+def test_a_reader_that_leaves_early():
+    """nprcnn gradcheck | head: the pipe has no reader any more when the table is printed."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    run = in_a_process(["compare", "shapes", "shapes"], stdout=writer)
+    os.close(writer)
+    assert (run.returncode, run.stderr) == (141, "")

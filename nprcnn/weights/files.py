@@ -1,6 +1,7 @@
 """Weights in files: .safetensors and .npz both ways; .pth (PyTorch) and .pkl (Detectron2) in, without PyTorch."""
 
 import io
+import json
 import os
 import warnings
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import WeightsError
+from .detectron2 import from_detectron2, is_detectron2
 from .npz import read_npz
 from .pkl import read_pkl
 from .pth import read_pth
@@ -59,6 +61,8 @@ def read_weights(path):
 
 def _located(path):
     path = Path(__file__).with_name(SHIPPED[path]) if path in SHIPPED else Path(path)
+    if path.is_dir():
+        raise WeightsError(f"{path} is a folder; give the file of weights in it: {KINDS}")
     if not path.is_file():
         raise WeightsError(f"{path}: there is no such file; give {KINDS}, or one of the names of the weights that come with the "
                            f"package: {', '.join(SHIPPED)}")
@@ -76,8 +80,9 @@ READERS = {".safetensors": _read_safetensors, ".npz": read_npz, ".pth": read_pth
 def load_weights(model, path, strict=True):
     """Read a file of weights into a model.
 
-    Old key names of torchvision are accepted, and PyTorch's num_batches_tracked is passed over. The two releases of torchvision that
-    were trained without an eps in FrozenBatchNorm (report.EPS_0) set it to 0 in the model, and the report says so.
+    Old key names of torchvision are accepted, Detectron2's are mapped (detectron2.py), and PyTorch's num_batches_tracked is passed
+    over. The two releases of torchvision that were trained without an eps in FrozenBatchNorm (report.EPS_0) set it to 0 in the model,
+    and the report says so. Names of classes in the file become the model's, unless it has some.
 
     Parameters
     ----------
@@ -96,12 +101,20 @@ def load_weights(model, path, strict=True):
     WeightsError
         See read_weights; or the file does not fit the model. Then the model is unchanged.
     """
-    state = read_weights(path)
+    return load_state(model, read_weights(path), path, strict)
+
+
+def load_state(model, state, path, strict=True):
+    """load_weights for a file that has been read: `state` is what read_weights(path) gave."""
     path = _located(path)
     try:
-        return _load(model, current_names(state), path, strict)
+        names = _class_names(path)
+        report = _load(model, from_detectron2(state) if is_detectron2(state) else current_names(state), path, strict)
     except WeightsError as error:
         raise WeightsError(f"{path}: {error}") from None
+    if names and getattr(model, "class_names", names) is None and len(names) == model.num_classes:
+        model.class_names = names
+    return report
 
 
 def _load(model, state, path, strict):
@@ -109,9 +122,6 @@ def _load(model, state, path, strict):
     own = model.state_dict()
     by_name = [name for name in own if name in state]
     matched = [name for name in by_name if state[name].shape == own[name].shape]
-    if not by_name and path.suffix == ".pkl":
-        raise WeightsError(f"has {len(state)} arrays under Detectron2's names, which this version cannot map to its models; "
-                           "read_weights gives them as they are")
     if not matched and not strict:
         raise WeightsError("not one tensor fits the model by name and shape; is it the file of another model?")
     for name in matched:
@@ -137,16 +147,35 @@ def _check_type(name, array, dtype):
         raise WeightsError(f"{name} has numbers too large for {dtype}")
 
 
+def _class_names(path):
+    """The names of the classes that save_weights wrote, or None."""
+    if path.suffix != ".safetensors":
+        return None
+    from safetensors import safe_open
+    with safe_open(path, "numpy") as file:
+        text = (file.metadata() or {}).get("class_names")
+    try:
+        names = None if text is None else tuple(json.loads(text))
+    except (ValueError, TypeError, RecursionError):
+        names = (None,)
+    if names is not None and not all(type(name) is str and name.isprintable() for name in names):
+        raise WeightsError("the names of the classes in its metadata are broken")
+    return names
+
+
 def save_weights(model, path, metadata=None):
     """Write the model's state to a .safetensors or .npz file, which appears whole or not at all.
 
-    metadata: {str: str}, for .safetensors only. torchvision loads a .safetensors file back. The state has no eps: after loading one
-    of the releases of report.EPS_0, set the eps of the FrozenBatchNorm layers anew in the model that reads the file.
+    metadata: {str: str}, for .safetensors only; the model's class_names, if it has some, are added. torchvision loads a .safetensors
+    file back. The state has no eps: after loading one of the releases of report.EPS_0, set the eps of the FrozenBatchNorm layers anew
+    in the model that reads the file.
     """
     path = Path(path)
     state = {name: np.ascontiguousarray(array) for name, array in model.state_dict().items()}
     if path.suffix == ".safetensors":
         from safetensors.numpy import save
+        if getattr(model, "class_names", None):
+            metadata = {"class_names": json.dumps(list(model.class_names)), **(metadata or {})}
         content = save(state, metadata)
     elif path.suffix == ".npz":
         archive = io.BytesIO()

@@ -3,8 +3,8 @@
 A pickle, `{"model": {name: array}, "__author__": ...}` (detectron2/checkpoint/detection_checkpoint.py), some of them written by
 Python 2, whose byte strings are read as latin-1.
 
-The names are Detectron2's own, `backbone.bottom_up.res2.0.conv1.weight`. Mapping them to this package's, together with Detectron2's
-conventions (BGR, background last, stride in the 1x1 convolution), is left to a later change: read_weights gives the arrays as they are.
+The names are Detectron2's own, `backbone.bottom_up.res2.0.conv1.weight`: read_weights gives the arrays as they are, and load_weights
+maps them to this package's (detectron2.py).
 """
 
 import io
