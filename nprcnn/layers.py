@@ -15,7 +15,7 @@ import numpy as np
 
 from . import backend
 from .errors import WeightsError
-from .ops.activation import relu, relu_backward, relu_forward
+from .ops.activation import relu_backward, relu_forward
 from .ops.conv import conv2d_backward, conv2d_forward
 from .ops.deconv import conv_transpose2d_backward, conv_transpose2d_forward
 from .ops.linear import linear_backward, linear_forward
@@ -227,6 +227,11 @@ class BatchNorm2d(Layer):
         self.running_mean.data, self.running_var.data = mean, var
         return y, cache
 
+    def scale_and_shift(self):
+        """Outside of training: y = x * scale + shift, (C,) each."""
+        scale = self.weight.data / np.sqrt(self.running_var.data + self.eps)
+        return scale, self.bias.data - self.running_mean.data * scale
+
     def backward(self, dy, cache):
         dx, dweight, dbias = batch_norm_backward(dy, cache)
         self.weight.add_grad(dweight)
@@ -253,6 +258,11 @@ class FrozenBatchNorm2d(Layer):
                                              self.running_var.data, self.eps)
         return y, cache if train else None
 
+    def scale_and_shift(self):
+        """y = x * scale + shift, (C,) each."""
+        scale = self.weight.data / np.sqrt(self.running_var.data + self.eps)
+        return scale, self.bias.data - self.running_mean.data * scale
+
     def backward(self, dy, cache):
         return frozen_batch_norm_backward(dy, cache)
 
@@ -273,8 +283,14 @@ def conv_norm_relu(conv, norm, x, train, residual=None, relu_after=True):
     """y = relu(norm(conv(x)) + residual): the one place where convolution, norm, sum and ReLU meet.
 
     x (N, C, H, W) -> y (N, O, H', W') and a cache for conv_norm_relu_backward (None without train). norm may be None, and so may
-    residual (an array of y's shape); relu_after=False leaves the ReLU out.
+    residual (an array of y's shape); relu_after=False leaves the ReLU out. In training step by step, each with its cache; else in one
+    kernel call, whose reference (ops.conv.conv2d_fused) takes the same steps.
     """
+    if not train:
+        scale, shift = (None, None) if norm is None else norm.scale_and_shift()
+        bias = None if conv.bias is None else conv.bias.data
+        return backend.active().conv2d_fused(x, conv.weight.data, bias, conv.stride, conv.padding, conv.dilation, conv.groups,
+                                             scale, shift, residual, relu_after), None
     y, conv_cache = conv.forward(x, train)
     norm_cache = relu_cache = None
     if norm is not None:
@@ -282,10 +298,8 @@ def conv_norm_relu(conv, norm, x, train, residual=None, relu_after=True):
     if residual is not None:
         y = y + residual
     if relu_after:
-        if not train:
-            return relu(y), None
         y, relu_cache = relu_forward(y)
-    return y, (conv_cache, norm_cache, relu_cache) if train else None
+    return y, (conv_cache, norm_cache, relu_cache)
 
 
 def conv_norm_relu_backward(conv, norm, dy, cache, needs_dx=True):

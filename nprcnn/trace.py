@@ -16,7 +16,7 @@ NAMES = {
     "backbone.layer1": "(N, C, H/4, W/4): C2",
     "backbone.layer2": "(N, C, H/8, W/8): C3",
     "backbone.layer3": "(N, C, H/16, W/16): C4",
-    "backbone.layer4": "(N, C, H/32, W/32): C5",
+    "backbone.layer4": "(N, C, H/32, W/32): C5. With dilation (DC5) (N, C, H/16, W/16); in the C4 models it is the head, and not here",
     "fpn.p2": "(N, C, H/4, W/4): the finest pyramid level",
     "fpn.p3": "(N, C, H/8, W/8)",
     "fpn.p4": "(N, C, H/16, W/16)",
@@ -33,7 +33,7 @@ NAMES = {
     "rpn.proposal_scores": "[(P,)]: their objectness in 0..1; in prediction only",
     "rpn.proposal_anchors": "[(P,)]: index into rpn.anchors of the anchor behind each of rpn.proposals; -1: an added target box",
     "roi_heads.levels": "[(P,)]: level of the map that each of rpn.proposals is cut from, 2 for P2",
-    "roi_heads.box_features": "(R, C, 7, 7): what RoIAlign cuts out for the box head",
+    "roi_heads.box_features": "(R, C, 7, 7): what RoIAlign cuts out for the box head. C4: (R, C, 14, 14)",
     "roi_heads.box_hidden": "(R, C): the box head's last hidden layer",
     "roi_heads.class_logits": "(R, K)",
     "roi_heads.box_deltas": "(R, 4 K)",
@@ -41,15 +41,16 @@ NAMES = {
     "detections.labels": "[(D,)]",
     "detections.scores": "[(D,)]",
     "roi_heads.mask_features": "(D, C, 14, 14): what RoIAlign cuts out for the mask head. In training: S of them, the positive RoIs",
-    "roi_heads.mask_hidden": "(D, C, 14, 14): after the mask head's convolutions; (D, C) with mask_head=\"mlp\"",
-    "roi_heads.mask_logits": "(D, K, 28, 28), or (D, 1, 28, 28) with mask_loss=\"agnostic\"",
+    "roi_heads.mask_hidden": "(D, C, 14, 14): after the mask head's convolutions; (D, C) with mask_head=\"mlp\". C4: (D, C, 7, 7)",
+    "roi_heads.mask_logits": "(D, K, 28, 28), or (D, 1, 28, 28) with mask_loss=\"agnostic\". C4: 14 in the place of 28, and so below",
     "roi_heads.mask_probabilities": "(D, 28, 28): of each detection's class; in prediction only",
     "roi_heads.mask_targets": "(S, 28, 28): in training only",
     **{f"losses.{name}": "(): in training only" for name in
        ("loss_objectness", "loss_rpn_box_reg", "loss_classifier", "loss_box_reg", "loss_mask")},
 }
 
-# Models without a pyramid record these in the place of backbone.stem ..., fpn.* and rpn.*.p2 ...
+# Models with one map (C4, DC5, VGG) have no fpn.*, and record rpn.*.single in the place of rpn.*.p2 ...; VGG its five stages in the place of
+# backbone.stem and backbone.layer*.
 OTHER_NAMES = {
     **{f"backbone.conv{i + 1}": f"(N, C, H/{2 ** i}, W/{2 ** i}): VGG's stage {i + 1}, before its max-pool" for i in range(5)},
     "rpn.logits.single": "(N, A, h, w): objectness on the one map",

@@ -2,9 +2,10 @@ import numpy as np
 import pytest
 from reference import seeded
 from small_models import small_model
+from test_assemble import one_map
 
 import nprcnn
-from nprcnn.trace import NAMES, record, record_grad
+from nprcnn.trace import NAMES, OTHER_NAMES, record, record_grad
 
 # Names without a gradient, and why.
 NO_GRADIENT = {
@@ -71,6 +72,41 @@ def test_every_name_but_a_few_has_a_gradient_of_its_own_shape(traced):
     assert prediction.grad == {}
 
 
+ONE_MAP = {  # models without a pyramid: the stages of their backbones
+    "c4": ["backbone.stem", "backbone.layer1", "backbone.layer2", "backbone.layer3"],
+    "dc5": ["backbone.stem", "backbone.layer1", "backbone.layer2", "backbone.layer3", "backbone.layer4"],
+    "vgg align": [f"backbone.conv{i}" for i in range(1, 6)],
+}
+
+
+@pytest.mark.parametrize("kind", ONE_MAP)
+def test_models_with_one_map_record_the_same_names_but_for_the_pyramid(kind):
+    model = one_map(kind)
+    images, targets = seeded.scene()
+    training, prediction = nprcnn.Trace(), nprcnn.Trace()
+    losses, cache = model.losses(images, targets, np.random.default_rng(0), trace=training)
+    model.backward(cache, training)
+    model.predict(images, trace=prediction)
+    of_the_pyramid = {name for name in NAMES if name.startswith(("backbone", "fpn")) or name[-2:] in ("p2", "p3", "p4", "p5", "p6")}
+    expected = set(NAMES) - of_the_pyramid | set(ONE_MAP[kind]) | {"rpn.logits.single", "rpn.deltas.single"}
+    assert set(training) == expected - PREDICTION_ONLY and set(prediction) == expected - TRAINING_ONLY
+    assert expected <= {**NAMES, **OTHER_NAMES}.keys()
+    assert set(training.grad) == set(training) - NO_GRADIENT
+    for name, gradient in training.grad.items():
+        assert gradient.shape == training[name].shape and np.isfinite(gradient).all() and np.any(gradient), name
+    # the shapes that the texts name
+    height, width = training["transform.batch"].shape[2:]
+    if kind == "c4":
+        assert training["roi_heads.mask_hidden"].shape[2:] == (7, 7) and training["roi_heads.mask_targets"].shape[1:] == (14, 14)
+    if kind == "dc5":
+        assert training["backbone.layer4"].shape[2:] == (height // 16, width // 16)
+    if kind == "vgg align":
+        assert [training[n].shape[2] for n in ONE_MAP[kind]] == [height >> i for i in range(5)]
+    # a trace changes nothing
+    again, _ = one_map(kind).losses(images, targets, np.random.default_rng(0))
+    assert again == losses
+
+
 def test_printing_a_whole_trace(traced):
     _, training, _ = traced
     lines = str(training).splitlines()
@@ -121,3 +157,11 @@ def test_a_trace_that_is_used_again_holds_the_last_pass(traced):
     model.predict(images, trace=trace)
     model.predict(images[:1], trace=trace)
     assert all(len(trace[name]) == 1 for name in NAMES if NAMES[name].startswith("[") and name in trace)
+
+
+def test_a_gradient_that_is_not_there(traced):
+    trace = traced[1]
+    with pytest.raises(KeyError, match="no gradient named 'fpn.p9'; recorded by backward: losses.loss_objectness, "):
+        trace.grad["fpn.p9"]
+    with pytest.raises(KeyError, match="nothing yet"):
+        nprcnn.Trace().grad["fpn.p2"]

@@ -71,7 +71,7 @@ def conv2d(x, w, b=None, stride=1, padding=0, dilation=1, groups=1):
     The convention is that of torch.nn.functional.conv2d.
     """
     geo = _geometry(x.shape, w.shape, stride, padding, dilation, groups)
-    _check_bias(b, w.shape[0])
+    _check_vector(b, "b", w.shape[0])
     y = np.empty(geo.y_shape, np.result_type(x, w), like=x)
     w_rows = _group_rows(w, groups)
     for images, rows in _blocks(geo, y.itemsize):
@@ -80,6 +80,44 @@ def conv2d(x, w, b=None, stride=1, padding=0, dilation=1, groups=1):
             y_block += b.reshape(groups, -1, 1)
         _set_block(y, images, rows, y_block)
     return y
+
+
+def conv2d_fused(x, w, b=None, stride=1, padding=0, dilation=1, groups=1, scale=None, shift=None, residual=None,
+                 relu=False):
+    """y = relu(conv2d(x, w, b, ...) * scale + shift + residual): what a network does at inference, in one call.
+
+    A frozen batch norm is a scale and a shift a channel. Here each step is a pass over the map, and what is None
+    is left out. Kernels do it all while they write y; this is what they are tested against.
+
+    Parameters
+    ----------
+    x, w, b, stride, padding, dilation, groups : as in conv2d
+    scale, shift : (O,) or None
+    residual : of y's shape (N, O, OH, OW), or None
+    relu : bool
+
+    Returns
+    -------
+    y : (N, O, OH, OW)
+
+    Raises
+    ------
+    ValueError
+        As conv2d, and if scale, shift or residual have other shapes.
+    """
+    geo = _geometry(x.shape, w.shape, stride, padding, dilation, groups)
+    _check_vector(scale, "scale", w.shape[0])
+    _check_vector(shift, "shift", w.shape[0])
+    if residual is not None and residual.shape != geo.y_shape:
+        raise ValueError(f"residual must have the output's shape {geo.y_shape}, not {residual.shape}")
+    y = conv2d(x, w, b, stride, padding, dilation, groups)
+    if scale is not None:
+        y *= scale[:, None, None]
+    if shift is not None:
+        y += shift[:, None, None]
+    if residual is not None:
+        y += residual
+    return np.maximum(y, 0) if relu else y
 
 
 def conv2d_grad_x(dy, w, x_shape, stride=1, padding=0, dilation=1, groups=1):
@@ -283,9 +321,9 @@ def _geometry(x_shape, w_shape, stride, padding, dilation, groups):
     return _Geometry(x_shape, (n, out_channels, out_h, out_w), (kh, kw), stride, padding, dilation, groups)
 
 
-def _check_bias(b, out_channels):
-    if b is not None and b.shape != (out_channels,):
-        raise ValueError(f"b must be ({out_channels},), one number an output channel, not {b.shape}")
+def _check_vector(v, name, out_channels):
+    if v is not None and v.shape != (out_channels,):
+        raise ValueError(f"{name} must be ({out_channels},), one number an output channel, not {v.shape}")
 
 
 def _check_dy(dy, geo):
