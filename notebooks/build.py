@@ -72,10 +72,7 @@ def build(source, check):
 def read(source):
     """The notebook of a text file: no outputs, cell ids that depend on the cell's text alone."""
     notebook = jupytext.read(source, fmt="py:percent")
-    notebook.metadata = {
-        "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
-        "language_info": {"name": "python", "file_extension": ".py", "mimetype": "text/x-python"},
-    }
+    notebook.metadata = metadata()
     seen = set()
     for cell in notebook.cells:
         name, count = hashlib.sha256(cell.source.encode()).hexdigest()[:8], 1
@@ -85,6 +82,13 @@ def read(source):
         cell.id = f"{name}-{count}"
     notebook.nbformat_minor = 5      # the first with cell ids
     return notebook
+
+
+def metadata():
+    return {
+        "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+        "language_info": {"name": "python", "file_extension": ".py", "mimetype": "text/x-python"},
+    }
 
 
 def execute(notebook):
@@ -105,6 +109,7 @@ def execute(notebook):
 
 def clean(notebook):
     """Drop what differs from run to run without meaning anything, and make the pictures small."""
+    notebook.metadata = metadata()      # the kernel has put its Python's version there
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)
         for output in cell.get("outputs", ()):

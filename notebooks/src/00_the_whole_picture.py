@@ -22,6 +22,7 @@ import numpy as np
 
 import nprcnn
 from nprcnn import course, viz
+from nprcnn.course.overview import check_roi_levels, check_deltas_to, check_best_class_map
 from nprcnn.data import Shapes
 
 course.style()
@@ -380,7 +381,7 @@ from nprcnn.ops.boxes import box_iou
 
 before, proposals = trace["rpn.proposals_before_nms"][0], trace["rpn.proposals"][0]
 objectness = trace["rpn.proposal_scores"][0]
-again, _, proposal_anchor = filter_proposals(
+again, _, proposal_anchor, *_ = filter_proposals(
     trace["rpn.objectness"][0], trace["rpn.deltas"][0], np.split(anchors, starts[1:-1]), (height, width),
     model.rpn_pre_nms_top_n_test, model.rpn_post_nms_top_n_test, model.rpn_nms_thresh)
 proposal_level = np.searchsorted(starts, proposal_anchor, side="right") + 1
@@ -739,7 +740,7 @@ def roi_levels(boxes, size):
     ...                                                   # your code; return the levels, shape (R,)
 
 # (roi_levels(proposals, 112) == levels).all()            # try it on the trace
-course.check_roi_levels(roi_levels)
+check_roi_levels(roi_levels)
 
 # %% [markdown]
 # ### Exercise 2: the deltas that a box needs
@@ -757,7 +758,7 @@ def deltas_to(boxes, anchors):
     ...                                                   # your code; return the deltas, shape (n, 4)
 
 # move(anchor, deltas_to(target["boxes"][[truth]], anchor[None])[0])     # try it: it should give the true box
-course.check_deltas_to(deltas_to)
+check_deltas_to(deltas_to)
 
 # %% [markdown]
 # ### Exercise 3: from instances to a class map
@@ -774,7 +775,7 @@ course.check_deltas_to(deltas_to)
 def best_class_map(labels, scores, masks):
     ...                                                   # your code; return the map, shape (H, W)
 
-course.check_best_class_map(best_class_map)
+check_best_class_map(best_class_map)
 
 # %% [markdown]
 # ## Summary

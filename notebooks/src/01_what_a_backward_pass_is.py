@@ -28,6 +28,7 @@ import numpy as np
 
 import nprcnn
 from nprcnn import check_gradients, course
+from nprcnn.course.backward import check_residual_backward, check_pyramid_backward, check_bce_backward
 from nprcnn.gradcheck import GradientCheckError, check_adjoint
 
 course.style()
@@ -839,7 +840,7 @@ def residual_backward(dy, cache):
     x, w, z = cache                                       # (R, C), (C, C), (R, C)
     ...                                                   # your code; return dx, dw, db
 
-course.check_residual_backward(residual_backward)
+check_residual_backward(residual_backward)
 
 # %% [markdown]
 # ### Exercise 2: find the bug
@@ -882,7 +883,7 @@ def pyramid_backward(dy, cache):
     c5, w, index = cache
     ...                                                   # the mended backward; return dc4, dc5, dw
 
-course.check_pyramid_backward(pyramid_backward)
+check_pyramid_backward(pyramid_backward)
 
 # %% [markdown]
 # ### Exercise 3: the loss of the mask branch
@@ -907,7 +908,7 @@ def bce_backward(dy, cache):
     z, t = cache                                          # both (R, C); dy is one number
     ...                                                   # your code; return dz
 
-course.check_bce_backward(bce_backward)
+check_bce_backward(bce_backward)
 
 # %% [markdown]
 # ## Summary

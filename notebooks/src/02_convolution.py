@@ -23,6 +23,7 @@ import numpy as np
 
 import nprcnn
 from nprcnn import check_gradients, course
+from nprcnn.course.convolution import check_receptive_field, check_conv_transpose, check_grad_x_by_convolution
 from nprcnn.data.shapes import Shapes
 from nprcnn.gradcheck import check_adjoint
 from nprcnn.ops.conv import conv2d, conv2d_backward, conv2d_forward, conv2d_grad_x
@@ -694,7 +695,7 @@ def receptive_field(layers):
     return None
 
 # receptive_field([(kernel, stride, 1) for kernel, stride in resnet])    # try it: C5 of ResNet-50
-course.check_receptive_field(receptive_field)
+check_receptive_field(receptive_field)
 
 # %% [markdown]
 # ### Exercise 2: a transposed convolution, by stamping
@@ -713,7 +714,7 @@ def conv_transpose(x, w, stride):
     _, O, KH, KW = w.shape
     ...                                                   # your code; return y
 
-course.check_conv_transpose(conv_transpose)
+check_conv_transpose(conv_transpose)
 
 # %% [markdown]
 # ### Exercise 3: dx as a convolution, for any stride
@@ -732,7 +733,7 @@ def grad_x_by_convolution(dy, w, x_shape, stride, padding):
     K = w.shape[2]
     ...                                                   # your code; return dx, of x_shape
 
-course.check_grad_x_by_convolution(grad_x_by_convolution)
+check_grad_x_by_convolution(grad_x_by_convolution)
 
 # %% [markdown]
 # ## Summary

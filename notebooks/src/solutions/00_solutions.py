@@ -7,7 +7,7 @@
 # %%
 import numpy as np
 
-from nprcnn import course
+from nprcnn.course.overview import check_roi_levels, check_deltas_to, check_best_class_map
 from nprcnn.ops.boxes import decode_boxes
 
 # %% [markdown]
@@ -21,7 +21,7 @@ def roi_levels(boxes, size):
     k = np.floor(4 + np.log2(np.sqrt(w * h) / size))
     return np.clip(k, 2, 5).astype(int)
 
-course.check_roi_levels(roi_levels)
+check_roi_levels(roi_levels)
 
 # %% [markdown]
 # (An RoI of exactly 112 pixels should have level 4, and rounding must not make that 3.9999999. nprcnn therefore adds
@@ -43,7 +43,7 @@ def deltas_to(boxes, anchors):
 
 boxes, anchors = np.array([[3.0, 4, 23, 54]]), np.array([[0.0, 0, 32, 32]])
 print("there and back:", decode_boxes(deltas_to(boxes, anchors), anchors))
-course.check_deltas_to(deltas_to)
+check_deltas_to(deltas_to)
 
 # %% [markdown]
 # In nprcnn it is `encode_boxes`, and `move` is `decode_boxes` (`nprcnn/ops/boxes.py`).
@@ -59,4 +59,4 @@ def best_class_map(labels, scores, masks):
         classes[masks[i]] = labels[i]
     return classes
 
-course.check_best_class_map(best_class_map)
+check_best_class_map(best_class_map)

@@ -7,7 +7,8 @@
 # %%
 import numpy as np
 
-from nprcnn import check_gradients, course
+from nprcnn import check_gradients
+from nprcnn.course.backward import check_residual_backward, check_pyramid_backward, check_bce_backward
 from nprcnn.ops.activation import sigmoid
 
 rng = np.random.default_rng(0)
@@ -35,7 +36,7 @@ def residual_backward(dy, cache):
     db = dz.sum(axis=0)
     return dx, dw, db
 
-course.check_residual_backward(residual_backward)
+check_residual_backward(residual_backward)
 
 # %% [markdown]
 # The gate must ask for `z > 0`, the input of ReLU. nprcnn's own `relu_backward` asks for `y > 0`, which is the
@@ -90,7 +91,7 @@ def pyramid_backward(dy, cache):
 inputs = [rng.standard_normal(shape) for shape in ((2, 3, 6), (2, 4, 3), (3, 4))]
 for row in check_gradients(pyramid_forward, pyramid_backward, inputs):
     print(f"{row.argument:22} relative error {row.relative:.0e}")
-course.check_pyramid_backward(pyramid_backward)
+check_pyramid_backward(pyramid_backward)
 
 # %% [markdown]
 # ## Exercise 3: the loss of the mask branch
@@ -115,4 +116,4 @@ def bce_backward(dy, cache):
 inputs = rng.standard_normal((3, 4)), rng.uniform(size=(3, 4))
 row, = check_gradients(bce_forward, bce_backward, inputs, wrt=[0])
 print(f"{row.argument:22} relative error {row.relative:.0e}")
-course.check_bce_backward(bce_backward)
+check_bce_backward(bce_backward)

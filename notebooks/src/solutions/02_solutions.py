@@ -6,7 +6,7 @@
 # %%
 import numpy as np
 
-from nprcnn import course
+from nprcnn.course.convolution import check_receptive_field, check_conv_transpose, check_grad_x_by_convolution
 from nprcnn.gradcheck import check_adjoint
 from nprcnn.ops.conv import conv2d
 
@@ -32,7 +32,7 @@ for stage, blocks in enumerate((3, 4, 6, 3)):
     for block in range(blocks):
         resnet += [(1, 1, 1), (3, 2 if stage > 0 and block == 0 else 1, 1), (1, 1, 1)]
     print(f"ResNet-50, C{stage + 2}: {receptive_field(resnet):4} pixels")
-course.check_receptive_field(receptive_field)
+check_receptive_field(receptive_field)
 
 # %% [markdown]
 # The same four numbers as measured in section 4.
@@ -57,7 +57,7 @@ def conv_transpose(x, w, stride):
 x, w, dy = (rng.standard_normal(shape) for shape in ((2, 3, 4, 5), (3, 2, 3, 3), (2, 2, 9, 11)))
 error = check_adjoint(lambda x: conv_transpose(x, w, 2), lambda dy: conv2d(dy, w, None, 2), x, dy)
 print(f"the adjoint of conv2d: relative error {error:.0e}")
-course.check_conv_transpose(conv_transpose)
+check_conv_transpose(conv_transpose)
 
 # %% [markdown]
 # ## Exercise 3: dx as a convolution, for any stride
@@ -78,7 +78,7 @@ def grad_x_by_convolution(dy, w, x_shape, stride, padding):
     # forward: z = conv2d(x, w) with stride 1
     return conv2d(dz, w[:, :, ::-1, ::-1].swapaxes(0, 1), padding=K - 1 - padding)
 
-course.check_grad_x_by_convolution(grad_x_by_convolution)
+check_grad_x_by_convolution(grad_x_by_convolution)
 
 # %% [markdown]
 # Most of these multiplications are with zeros: for stride 2, three of four. That is why nprcnn uses col2im there.
