@@ -6,7 +6,8 @@ import numpy as np
 from reference import seeded
 
 from nprcnn.models.assemble import assemble
-from nprcnn.models.resnet import BasicBlock, ResNet
+from nprcnn.models.resnet import BasicBlock, Bottleneck, ResNet
+from nprcnn.models.vgg import VGG
 
 
 def fill(layer, prefix="", dtype=np.float64):
@@ -36,13 +37,42 @@ def snapshot(layer):
     return {name: array.tobytes() for name, array in layer.state_dict().items()}
 
 
+def running_dots(layer, prefix=""):
+    """The same of the running statistics."""
+    return np.array([np.sum(a * seeded.normal("direction " + prefix + name, *a.shape))
+                     for name, a in layer.state_dict().items() if "running" in name])
+
+
 REFERENCE = np.load(Path(__file__).parent / "reference" / "models.npz")
+VARIANTS = np.load(Path(__file__).parent / "reference" / "variants.npz")
 
 
 def tiny_image_model(**options):
     """The small model for images a quarter as large, with few RoIs: what many forward passes are needed on."""
     settings = dict(min_size=64, max_size=96, rpn_batch_size_per_image=64, rpn_post_nms_top_n_train=12, box_batch_size_per_image=16)
     return small_model(**{**settings, **options})
+
+
+ONE_MAP = dict(anchor_sizes=((16, 32, 64),), box_hidden=seeded.HIDDEN, mask_channels=seeded.MASK_CHANNELS, min_size=64, max_size=96,
+               rpn_batch_size_per_image=64, rpn_pre_nms_top_n_train=80, rpn_post_nms_top_n_train=12, box_batch_size_per_image=16,
+               rpn_pre_nms_top_n_test=60, rpn_post_nms_top_n_test=30, box_score_thresh=0.2, box_detections_per_img=12)
+
+
+def one_map(name, trainable=5, dtype=np.float64, **options):
+    """A small model without a pyramid, with seeded weights: "c4", "c4 bottleneck", "c4 frozen", "dc5", "vgg align", "vgg pool", "vgg plain"."""
+    rng = np.random.default_rng(0)
+    kind = "single"
+    if name.startswith("c4"):
+        kind = "c4"
+        body = ResNet(rng, Bottleneck if "bottleneck" in name else BasicBlock, (1, 1, 1), 4,
+                      "frozen" if "frozen" in name else "batch", trainable)
+        options = {"res5_blocks": 1, **options}
+    elif name.startswith("dc5"):
+        body = ResNet(rng, BasicBlock, (1, 1, 1, 1), 4, "batch", trainable, dilate_layer4=True)
+    else:
+        body = VGG(rng, (1, 1, 1, 1, 1), 4, None if "plain" in name else "batch", trainable)
+        options = {"roi_method": "pool" if "pool" in name else "align", **options}
+    return fill(assemble(rng, body, seeded.NUM_CLASSES, kind=kind, **{**ONE_MAP, **options}), dtype=dtype)
 
 
 def derivative_errors(model, images, targets, cache, directions, eps):

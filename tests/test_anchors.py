@@ -1,3 +1,5 @@
+import math
+
 import numpy as np
 import pytest
 
@@ -39,3 +41,46 @@ def test_levels_must_fit():
         AnchorGenerator()((64, 64), [(16, 16)])
     with pytest.raises(ConfigError, match="same number of anchors"):
         AnchorGenerator(sizes=((32,), (64, 128)))
+
+
+# ---- Detectron2's: each argument alone ----
+
+@pytest.mark.parametrize("sizes", [(32,), (32, 64, 128, 256, 512), (48, 100)])
+def test_unrounded_anchors_size_outer_are_detectron2s(sizes):
+    """The formula of its DefaultAnchorGenerator, in double precision and then float32; equal to the last bit."""
+    expected = [(-w / 2, -h / 2, w / 2, h / 2) for size in sizes for ratio in (0.5, 1.0, 2.0)
+                for w in [math.sqrt(size ** 2 / ratio)] for h in [ratio * w]]
+    np.testing.assert_array_equal(cell_anchors(sizes, (0.5, 1.0, 2.0), rounding=False, order="size"), np.float32(expected))
+
+
+def test_rounding_and_order_are_apart():
+    sizes, ratios = (30, 60), (0.5, 1.0, 2.0)
+    rounded, plain = cell_anchors(sizes, ratios), cell_anchors(sizes, ratios, rounding=False)
+    np.testing.assert_array_equal(rounded, np.round(plain))
+    assert (rounded != plain).any()
+    # the same anchors; ratio outer: (ratio, size), size outer: (size, ratio)
+    for rounding in (False, True):
+        outer = cell_anchors(sizes, ratios, rounding, "size").reshape(2, 3, 4)
+        np.testing.assert_array_equal(outer.transpose(1, 0, 2), cell_anchors(sizes, ratios, rounding).reshape(3, 2, 4))
+
+
+def test_offset_is_in_strides():
+    generator = AnchorGenerator(((16,),), (1.0,), offset=0.5)
+    plain = AnchorGenerator(((16,),), (1.0,))
+    shift = generator((64, 96), [(8, 8)])[0] - plain((64, 96), [(8, 8)])[0]
+    np.testing.assert_array_equal(shift, np.tile(np.float32([6, 4, 6, 4]), (64, 1)))  # half of 12 and of 8 pixels
+
+
+def test_fixed_strides():
+    """Where the padded height over the rows is 61, the stride stays 64."""
+    generator = AnchorGenerator(((32,), (64,)), (1.0,), strides=(32, 64))
+    p5, p6 = generator((800, 1216), [(25, 38), (13, 19)])
+    assert p5.reshape(25, 38, 4)[1, 2, :2].tolist() == [2 * 32 - 16, 32 - 16]
+    assert p6.reshape(13, 19, 4)[1, 2, :2].tolist() == [2 * 64 - 32, 64 - 32]
+
+
+def test_unknown_order_and_strides_that_do_not_fit():
+    with pytest.raises(ConfigError, match="anchor_order='area' is not one of ratio, size"):
+        AnchorGenerator(order="area")
+    with pytest.raises(ConfigError, match="1 anchor strides for 5 levels"):
+        AnchorGenerator(strides=(4,))

@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
 from reference import seeded
-from small_models import REFERENCE, fill
+from small_models import REFERENCE, VARIANTS, fill, gradient_dots, running_dots
 
 from nprcnn.gradcheck import check_gradients
-from nprcnn.models.box_head import BoxHead, BoxPredictor, box_losses, box_losses_backward
+from nprcnn.models.box_head import BoxHead, BoxPredictor, ConvBoxHead, box_losses, box_losses_backward
 
 LABELS = np.array([0, 1, 4, 0, 2, 2, 0, 3, 0, 1, 0, 0])
 
@@ -88,3 +88,48 @@ def test_no_rois(train):
         assert all(p.grad is not None and not p.grad.any() for p in head.parameters() + predictor.parameters())
     else:
         assert head_cache is None and predictor_cache is None
+
+
+# ---- v2's head ----
+
+def conv_head(norm):
+    return fill(ConvBoxHead(np.random.default_rng(0), 3, 5, (4, 6), 7, norm), "head.")
+
+
+@pytest.mark.parametrize("norm, name", [(None, "None"), ("batch", "BatchNorm2d")])
+def test_convolutions_and_one_layer_are_torchvisions_conv_fc_head(norm, name):
+    """Measured: 1e-14."""
+    head = conv_head(norm)
+    h, cache = head.forward(seeded.normal("conv box head", 6, 3, 5, 5), True)
+    np.testing.assert_allclose(h, VARIANTS[f"conv_box_head.{name}"], rtol=1e-11, atol=1e-13)
+    assert (h == 0).any() and (h > 0).any()
+    dx = head.backward(seeded.normal("conv box head dy", *h.shape), cache)
+    np.testing.assert_allclose(dx, VARIANTS[f"conv_box_head.{name}.dx"], rtol=1e-10, atol=1e-12)
+    np.testing.assert_allclose(gradient_dots(head, "head."), VARIANTS[f"conv_box_head.{name}.dparameters"], rtol=1e-10)
+    np.testing.assert_allclose(running_dots(head, "head."), VARIANTS[f"conv_box_head.{name}.running"], rtol=1e-11)
+    assert conv_head(norm).forward(seeded.normal("conv box head", 6, 3, 5, 5), False)[1] is None
+
+
+@pytest.mark.parametrize("norm", [None, "batch", "frozen"])
+def test_gradients_of_the_convolutional_head(norm):
+    head = conv_head(norm)
+    own = head.parameters()
+
+    def forward(x, *values):
+        for parameter, value in zip(own, values):
+            parameter.data = value
+        return head.forward(x, True)
+
+    def backward(dy, cache):
+        head.zero_grad()
+        return (head.backward(dy, cache), *(p.grad for p in own))
+    x = seeded.normal("conv box head", 6, 3, 5, 5)
+    check_gradients(forward, backward, (x, *(p.data for p in own)), eps=1e-6)
+
+
+@pytest.mark.parametrize("norm", [None, "frozen"])
+def test_no_rois_in_the_convolutional_head(norm):
+    head = conv_head(norm)
+    h, cache = head.forward(np.zeros((0, 3, 5, 5)), True)
+    assert h.shape == (0, 7) and head.backward(h, cache).shape == (0, 3, 5, 5)
+    assert all(p.grad is not None and not p.grad.any() for p in head.parameters())

@@ -1,12 +1,15 @@
+import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
+from small_models import VARIANTS
 
 import nprcnn
 from nprcnn.errors import ConfigError, WeightsError
 from nprcnn.layers import BatchNorm2d, FrozenBatchNorm2d
 from nprcnn.models.builders import TINY
+from nprcnn.models.resnet import Bottleneck
 
 KEYS = Path(__file__).parent / "reference"
 
@@ -57,6 +60,25 @@ def test_fasterrcnn_resnet50_is_torchvisions_and_the_same_without_masks(maskrcnn
     assert type(model) is type(maskrcnn50) and not model.has_masks and maskrcnn50.has_masks
 
 
+@pytest.mark.parametrize("builder, parameters", [("maskrcnn_resnet50_fpn_v2", 46_359_409), ("fasterrcnn_resnet50_fpn_v2", 43_712_278)])
+def test_v2_is_torchvisions(builder, parameters):
+    model = getattr(nprcnn, builder)(rng=Zeros())
+    assert count(model) == parameters == VARIANTS[f"{builder}.parameters"]
+    assert [(n, a.shape) for n, a in model.state_dict().items()] == keys_of(builder)
+    heads = model.roi_heads
+    for norm in (model.backbone.body.bn1, model.backbone.fpn.inner_blocks[0][1], heads.box_head.blocks[3][1]):
+        assert isinstance(norm, BatchNorm2d)
+    assert model.rpn.head.conv[1][1] is None  # no norm in the RPN
+    assert model.has_masks == builder.startswith("mask") and (not model.has_masks or isinstance(heads.mask_head.blocks[0][1], BatchNorm2d))
+
+
+@pytest.mark.parametrize("depth", [18, 34, 50, 101, 152])
+def test_every_depth_with_fpn_is_torchvisions(depth):
+    backbone = nprcnn.maskrcnn_resnet_fpn(depth, norm="batch", rng=Zeros()).backbone
+    text = "\n".join(" ".join([name, *map(str, array.shape)]) for name, array in backbone.state_dict().items())
+    assert [zlib.crc32(text.encode()), count(backbone)] == VARIANTS[f"resnet{depth}_fpn.keys"].tolist()
+
+
 def test_maskrcnn_resnet101_differs_in_the_body_alone(maskrcnn50):
     model = nprcnn.maskrcnn_resnet101_fpn(rng=Zeros())
     assert len(model.backbone.body.layer3) == 23
@@ -80,6 +102,60 @@ def test_torchvisions_defaults(maskrcnn50):
         assert features.strides == (4, 8, 16, 32)
     model = nprcnn.maskrcnn_tiny(box_score_thresh=0.3, min_size=96)
     assert (model.box_score_thresh, model.min_size) == (0.3, 96)
+
+
+# ---- models with one map, full width: numbers of parameters as the layers of Detectron2's configurations give them, by hand ----
+
+def conv(i, o, k, bias=True):
+    return i * o * k * k + bias * o
+
+
+def linear(i, o):
+    return i * o + o
+
+
+def rpn(channels, anchors):
+    return conv(channels, channels, 3) + conv(channels, anchors, 1) + conv(channels, 4 * anchors, 1)
+
+
+def predictors(hidden, channels, classes):
+    """Class, boxes; transposed convolution and last layer of the masks. (Detectron2 has no boxes and no mask for the background.)"""
+    return linear(hidden, classes) + linear(hidden, 4 * classes) + conv(channels, 256, 2) + conv(256, classes, 1)
+
+
+def body(layer3):
+    """Convolutions of a ResNet of bottlenecks, frozen norms having no parameters: stem; of each stage the blocks, and the shortcut."""
+    total, channels = conv(3, 64, 7, False), 64
+    for width, blocks in ((64, 3), (128, 4), (256, layer3), (512, 3)):
+        total += conv(channels, 4 * width, 1, False)
+        for _ in range(blocks):
+            total += conv(channels, width, 1, False) + conv(width, width, 3, False) + conv(width, 4 * width, 1, False)
+            channels = 4 * width
+    return total
+
+
+MASK_HEAD = 3 * conv(256, 256, 3)  # and the first, whose input differs
+K = 3
+FULL_WIDTH = {
+    # layer4 is in the head: the sum is the same
+    "maskrcnn_resnet50_c4": body(6) + rpn(1024, 15) + predictors(2048, 2048, K),
+    "maskrcnn_resnet101_c4": body(23) + rpn(1024, 15) + predictors(2048, 2048, K),
+    "maskrcnn_resnet50_dc5": body(6) + rpn(2048, 15) + linear(2048 * 49, 1024) + linear(1024, 1024) + conv(2048, 256, 3) + MASK_HEAD
+    + predictors(1024, 256, K),
+    "maskrcnn_vgg16": 14_714_688 + rpn(512, 9) + linear(512 * 49, 4096) + linear(4096, 4096) + conv(512, 256, 3) + MASK_HEAD
+    + predictors(4096, 256, K),
+}
+
+
+@pytest.mark.parametrize("builder", FULL_WIDTH)
+def test_full_width_models_with_one_map(builder):
+    assert body(6) == 23_508_032 - 53_120  # test_resnet: torchvision's, with the norms' weights and biases
+    model = getattr(nprcnn, builder)(K, rng=Zeros(), min_size=64, rpn_post_nms_top_n_test=3, box_detections_per_img=2)
+    assert count(model) == FULL_WIDTH[builder]
+    found = model.predict(np.full((60, 80, 3), 100, np.uint8))
+    # weights of zero: all classes are equally likely, and the boxes are anchors
+    assert found.boxes.shape == (2, 4) and found.masks.shape == (2, 60, 80) and found.scores == pytest.approx(1 / 3)
+    assert found.level.tolist() == [4, 4]
 
 
 def test_tiny_is_small_and_settings_win_over_its_own():
@@ -130,6 +206,22 @@ def test_unknown_weights_and_misspelt_settings():
         nprcnn.maskrcnn_tiny(weights="shapez")
     with pytest.raises(TypeError, match="box_score_tresh"):
         nprcnn.maskrcnn_tiny(box_score_tresh=0.5)
+
+
+@pytest.mark.parametrize("kind", ["fpn", "c4", "single"])
+def test_norm_eps_and_stride_reach_every_block(kind):
+    model = nprcnn.maskrcnn_tiny(kind=kind, block=Bottleneck, blocks=(1, 2, 1, 1), width=2, norm="frozen", norm_eps=1e-3, stride_in_1x1=True)
+    blocks = [b for name in ("layer1", "layer2", "layer3", "layer4") for b in getattr(model.backbone.body, name, [])]
+    if kind == "c4":
+        blocks += model.roi_heads.box_head.layer4
+    norms = [model.backbone.body.bn1] + [n for b in blocks for n in (b.bn1, b.bn2, b.bn3, *([b.downsample[1]] if b.downsample else []))]
+    assert len(blocks) == 5 and {norm.eps for norm in norms} == {1e-3}
+    last = 1 if kind == "single" else 2  # layer4 is dilated
+    assert [(b.conv1.stride, b.conv2.stride) for b in blocks] == [(1, 1), (2, 1), (1, 1), (2, 1), (last, 1)]
+    # what eps does: y = (x - mean) / sqrt(var + eps)
+    norm, x = model.backbone.body.bn1, np.ones((1, 2, 1, 1), np.float32)
+    norm.running_var.data = np.float32([0, 1])
+    np.testing.assert_allclose(norm.forward(x, False)[0].ravel(), [1 / np.sqrt(1e-3), 1 / np.sqrt(1.001)], rtol=1e-6)
 
 
 def test_frozen_stages():

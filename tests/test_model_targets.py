@@ -5,6 +5,7 @@ from small_models import REFERENCE
 
 from nprcnn.models.targets import BACKGROUND, IGNORED, anchor_targets, mask_targets, match, roi_targets, sample
 from nprcnn.ops.boxes import box_iou
+from nprcnn.ops.roi_align import roi_align
 
 
 def quantised_iou(rows):
@@ -106,3 +107,27 @@ def test_mask_targets_are_torchvisions():
     found = mask_targets(masks, rois, np.array([0, 1, 2, 2, 0, 1]), 14)
     np.testing.assert_allclose(found, REFERENCE["mask_targets"], rtol=1e-12, atol=1e-14)
     assert mask_targets(masks[:0], rois[:0], np.zeros(0, np.int64), 28).shape == (0, 28, 28)
+
+
+def test_aligned_and_binary_are_apart():
+    masks = (seeded.uniform("gt masks", 0, 1, 3, 40, 50) > 0.4).astype(np.uint8)
+    rois, matched = seeded.boxes("mask rois", 6, 40, 50, 1.0), np.array([0, 1, 2, 2, 0, 1])
+    at = np.concatenate([matched[:, None], rois], axis=1)
+    for aligned in (False, True):
+        soft = mask_targets(masks, rois, matched, 14, aligned)
+        np.testing.assert_allclose(soft, roi_align(masks[:, None].astype(float), at, 1.0, 14, 0, aligned)[:, 0], rtol=1e-12)
+        binary = mask_targets(masks, rois, matched, 14, aligned, binary=True)
+        np.testing.assert_array_equal(binary, soft >= 0.5)
+        assert binary.dtype == soft.dtype and not np.isin(soft, (0, 1)).all()
+    assert (mask_targets(masks, rois, matched, 14) != soft).any()
+
+
+def test_binary_aligned_targets_of_a_half_plane():
+    """The mask covers x < 10. Cells of an aligned RoI from 6 to 14 of eight cells are the pixels themselves; without alignment they lie
+    half a pixel beside them, and the border cell is half covered: it counts."""
+    mask = np.zeros((1, 20, 20), np.uint8)
+    mask[:, :, :10] = 1
+    roi, zero = np.array([[6.0, 6, 14, 14]]), np.array([0])
+    assert mask_targets(mask, roi, zero, 8, aligned=True)[0, 3].tolist() == [1, 1, 1, 1, 0, 0, 0, 0]
+    assert mask_targets(mask, roi, zero, 8)[0, 3].tolist() == [1, 1, 1, 0.5, 0, 0, 0, 0]
+    assert mask_targets(mask, roi, zero, 8, binary=True)[0, 3].tolist() == [1, 1, 1, 1, 0, 0, 0, 0]

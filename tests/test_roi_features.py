@@ -28,6 +28,28 @@ def test_levels_of_odd_boxes():
     assert assign_levels(boxes[:0], 4).shape == (0,)
 
 
+def test_each_epsilon_decides_at_the_border_of_two_levels():
+    """Squares whose side is a little less than 112, where the level changes from P2 to P3 (index 0 to 1)."""
+    short = np.array([0, 1e-9, 3e-7, 5e-6, 1e-5, 1e-4, 1e-3])  # so much is missing, relatively
+    side = 112 * (1 - short)
+    boxes = np.stack([0 * side, 0 * side, side, side], axis=1)
+    # k = floor(4 + log2(side / 224 + eps_in_log) + eps): log2(1 - d) is -1.44 d, and eps_in_log counts twice at a ratio of 1/2
+    assert assign_levels(boxes, 4, eps=0.0).tolist() == [1, 0, 0, 0, 0, 0, 0]
+    assert assign_levels(boxes, 4, eps=0.0, eps_in_log=1e-8).tolist() == [1, 1, 0, 0, 0, 0, 0]
+    assert assign_levels(boxes, 4).tolist() == [1, 1, 1, 0, 0, 0, 0]
+    assert assign_levels(boxes, 4, eps=1e-5).tolist() == [1, 1, 1, 1, 0, 0, 0]
+    assert assign_levels(boxes, 4, eps=0.0, eps_in_log=1e-5).tolist() == [1, 1, 1, 1, 1, 0, 0]
+
+
+@pytest.mark.parametrize("eps, eps_in_log", [(1e-6, 0.0), (0.0, 1e-8), (0.0, 0.0)])
+def test_exact_borders(eps, eps_in_log):
+    """Exactly 112, 224 and 448 pixels belong to the coarser level, with any convention."""
+    side = np.array([111.9, 112, 223.9, 224, 447.9, 448])
+    boxes = np.stack([0 * side, 0 * side, side, side], axis=1)
+    for dtype in (np.float32, np.float64):
+        assert assign_levels(boxes.astype(dtype), 4, eps=eps, eps_in_log=eps_in_log).tolist() == [0, 1, 1, 2, 2, 3]
+
+
 def test_rois_carry_their_image():
     rois = as_rois([np.float32([[1, 2, 3, 4]]), np.zeros((0, 4), np.float32), np.float32([[5, 6, 7, 8], [9, 10, 11, 12]])])
     assert rois.tolist() == [[0, 1, 2, 3, 4], [2, 5, 6, 7, 8], [2, 9, 10, 11, 12]]
@@ -51,7 +73,7 @@ def test_each_roi_is_read_from_its_level_and_keeps_its_place(method):
     for i, (roi, level) in enumerate(zip(rois, levels)):
         expected = (roi_align(pyramid[level], roi[None], 1 / (4, 8, 16)[level], 7, 2, False) if method == "align"
                     else roi_pool(pyramid[level], roi[None], 1 / (4, 8, 16)[level], 7)[0])
-        np.testing.assert_array_equal(y[i], expected[0])
+        np.testing.assert_allclose(y[i], expected[0], rtol=1e-14)  # the active kernels may add in another order
 
 
 @pytest.mark.parametrize("method", ["align", "pool"])

@@ -1,8 +1,7 @@
 import numpy as np
 import pytest
 from reference import seeded
-from small_models import small_model
-from test_assemble import one_map
+from small_models import one_map, small_model
 
 import nprcnn
 from nprcnn.trace import NAMES, OTHER_NAMES, record, record_grad

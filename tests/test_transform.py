@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from PIL import Image
 from reference import seeded
 from small_models import REFERENCE
 
@@ -69,3 +70,69 @@ def test_boxes_scale_by_the_ratio_of_each_axis():
     assert resize_boxes(boxes, (10, 20), (15, 20)).dtype == np.float32
     back = resize_boxes(resize_boxes(boxes, (333, 500), (799, 1199)), (799, 1199), (333, 500))
     np.testing.assert_allclose(back, boxes, rtol=5e-7)
+
+
+# ---- Detectron2's: each argument alone ----
+
+def shortest_edge(h, w, size, max_size):
+    """Detectron2's ResizeShortestEdge.get_output_shape."""
+    scale = size * 1.0 / min(h, w)
+    if h < w:
+        newh, neww = size, scale * w
+    else:
+        newh, neww = scale * h, size
+    if max(newh, neww) > max_size:
+        scale = max_size * 1.0 / max(newh, neww)
+        newh = newh * scale
+        neww = neww * scale
+    return int(newh + 0.5), int(neww + 0.5)
+
+
+def test_sizes_with_pil_are_detectron2s():
+    differ = 0
+    for short in range(200, 700, 7):
+        for long in range(short, 3 * short, 13):
+            for h, w in ((short, long), (long, short)):
+                found = resized_size(h, w, 800, 1333, "pil")
+                assert found == shortest_edge(h, w, 800, 1333)
+                differ += found != resized_size(h, w, 800, 1333)
+    assert differ > 5000  # half of the long sides are rounded up
+    assert resized_size(335, 480, 800, 1333, "pil") == (800, 1146) and resized_size(335, 480, 800, 1333)[0] == 799
+    assert resized_size(1, 5000, 128, 256, "pil") == (1, 256)  # never 0
+
+
+def test_pil_resizes_the_bytes():
+    """Pillow averages when it shrinks, and rounds to whole numbers."""
+    image = images()[0]
+    batch = make_batch([image], 6, 24, mean=(0, 0, 0), std=(1, 1, 1), size_divisible=1, dtype=np.float64, pixel_range=255, resize="pil")
+    expected = np.asarray(Image.fromarray(image).resize((10, 6), Image.BILINEAR))
+    np.testing.assert_array_equal(batch.tensor[0], expected.transpose(2, 0, 1))
+    floats = make_batch([image], 6, 24, mean=(0, 0, 0), std=(1, 1, 1), size_divisible=1, dtype=np.float64, pixel_range=255)
+    assert np.abs(floats.tensor[:, :, :, :9] - batch.tensor[:, :, :, :9]).max() > 20
+
+
+def test_pixel_range_channel_order_and_mean():
+    image = images()[0][:, :13]
+    plain = make_batch([image], 13, 13, mean=(0, 0, 0), std=(1, 1, 1), size_divisible=1, dtype=np.float64)
+    wide = make_batch([image], 13, 13, mean=(0, 0, 0), std=(1, 1, 1), size_divisible=1, dtype=np.float64, pixel_range=255)
+    np.testing.assert_array_equal(wide.tensor[0], image.transpose(2, 0, 1))
+    np.testing.assert_allclose(wide.tensor, 255 * plain.tensor, rtol=1e-15)
+    floats = make_batch([image / 255], 13, 13, mean=(0, 0, 0), std=(1, 1, 1), size_divisible=1, dtype=np.float64, pixel_range=255)
+    np.testing.assert_allclose(floats.tensor, wide.tensor, rtol=1e-14)
+    # mean and std are in the order and the range of what the network is fed with
+    bgr = make_batch([image], 13, 13, mean=(1, 2, 3), std=(4, 5, 6), size_divisible=1, dtype=np.float64, pixel_range=255,
+                     channel_order="bgr")
+    for channel, (source, mean, std) in enumerate([(2, 1, 4), (1, 2, 5), (0, 3, 6)]):
+        np.testing.assert_allclose(bgr.tensor[0, channel], (image[:, :, source] - float(mean)) / std, rtol=1e-15)
+
+
+@pytest.mark.parametrize("size", [(8, 20), (30, 31), (13, 40)])
+def test_masks_with_pil_are_pillows_nearest(size):
+    masks = (seeded.uniform("transform mask 0", 0, 1, 2, 13, 21) > 0.5).astype(np.uint8)
+    target = {"boxes": np.float32([[1, 2, 8, 9]] * 2), "labels": np.array([1, 2]), "masks": masks}
+    found = resize_target(target, (13, 21), size, resize="pil")
+    expected = [np.asarray(Image.fromarray(mask).resize(size[::-1], Image.NEAREST)) for mask in masks]
+    np.testing.assert_array_equal(found["masks"], expected)
+    plain = resize_target(target, (13, 21), size)
+    assert found["masks"].dtype == np.uint8 and (found["masks"] != plain["masks"]).any()
+    np.testing.assert_array_equal(found["boxes"], plain["boxes"])

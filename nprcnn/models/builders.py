@@ -81,7 +81,7 @@ def maskrcnn_resnet_c4(depth, num_classes=91, *, weights=None, weights_backbone=
     14x14 (Mask R-CNN, section 3 and figure 4, left). Arguments: see maskrcnn_resnet_fpn.
     """
     rng = np.random.default_rng(0) if rng is None else rng
-    settings = with_conventions(conventions, {**SINGLE, **settings})
+    settings = with_conventions(conventions, {**SINGLE, **settings}, pyramid=False)
     body = _resnet(rng, depth, norm, trainable_backbone_layers, weights or weights_backbone, settings, layer4=False)
     settings = {"res5_blocks": DEPTHS[depth][1][3], **settings}
     return _with_weights(assemble(rng, body, num_classes, kind="c4", **settings), weights, weights_backbone)
@@ -103,7 +103,7 @@ def maskrcnn_resnet50_dc5(num_classes=91, *, weights=None, weights_backbone=None
     R50-DC5). One map, the pyramid models' heads. Arguments: see maskrcnn_resnet_fpn.
     """
     rng = np.random.default_rng(0) if rng is None else rng
-    settings = with_conventions(conventions, {**SINGLE, **settings})
+    settings = with_conventions(conventions, {**SINGLE, **settings}, pyramid=False)
     body = _resnet(rng, 50, norm, trainable_backbone_layers, weights or weights_backbone, settings, dilate_layer4=True)
     return _with_weights(assemble(rng, body, num_classes, kind="single", **settings), weights, weights_backbone)
 
@@ -115,7 +115,8 @@ def maskrcnn_vgg16(num_classes=91, *, weights=None, weights_backbone=None, conve
     it had not, away. Arguments: see maskrcnn_resnet_fpn; norm may be None, as in the paper.
     """
     rng = np.random.default_rng(0) if rng is None else rng
-    settings = {"anchor_sizes": ((128, 256, 512),), "box_hidden": 4096, **with_conventions(conventions, {**SINGLE, **settings})}
+    settings = {**SINGLE, "anchor_sizes": ((128, 256, 512),), "box_hidden": 4096, **settings}
+    settings = with_conventions(conventions, settings, pyramid=False)
     settings.pop("stride_in_1x1", None)  # there is no 1x1 convolution
     trainable = _trainable(trainable_backbone_layers, weights or weights_backbone)
     body = VGG(rng, settings.pop("blocks", VGG16), settings.pop("width", 64), norm, trainable)
@@ -146,16 +147,16 @@ def maskrcnn_tiny(num_classes=7, *, weights=None, conventions="torchvision", rng
         As for maskrcnn_resnet_fpn; settings override TINY. kind="c4" and "single" give the models without a pyramid.
     """
     rng = np.random.default_rng(0) if rng is None else rng
-    settings = {**with_conventions(conventions, TINY), **settings}
-    if settings.get("kind", "fpn") != "fpn":
-        # one map of stride 16 for all sizes: all the pyramid's anchors in every cell
-        settings = {**settings, "anchor_sizes": (sum(settings["anchor_sizes"], ())[:4],)}
+    kind = settings.get("kind", "fpn")
+    # one map of stride 16 for all sizes: the pyramid's anchors, all in every cell
+    single = {} if kind == "fpn" else {"anchor_sizes": (sum(TINY["anchor_sizes"], ())[:4],)}
+    settings = with_conventions(conventions, {**TINY, **single, **settings}, pyramid=kind == "fpn")
     blocks = settings.pop("blocks", (2, 2, 2, 2))
-    if settings.get("kind") == "c4":
+    if kind == "c4":
         blocks, settings["res5_blocks"] = blocks[:3], blocks[3]
     body = ResNet(rng, settings.pop("block", BasicBlock), blocks, settings.pop("width", 20), settings.pop("norm", "batch"),
                   settings.pop("trainable_backbone_layers", 5), **_body_options(settings),
-                  dilate_layer4=settings.get("kind") == "single")
+                  dilate_layer4=kind == "single")
     return _with_weights(assemble(rng, body, num_classes, **settings), weights, None)
 
 

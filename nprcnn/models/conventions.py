@@ -17,15 +17,19 @@ DETECTRON2 = dict(
     sampling_ratio=0, aligned=True,
     # L1; and an RPN loss that counts the anchors that were wanted, not those that were found
     rpn_smooth_l1_beta=0.0, box_smooth_l1_beta=0.0, rpn_loss_normalizer="wanted",
-    rpn_nms_on="logits", rpn_min_size=1e-30, box_min_size=0.0, rpn_post_nms_top_n_train=1000,
+    # a side of 0 pixels, and no other, is too small
+    rpn_nms_on="logits", rpn_min_size=1e-30, box_min_size=1e-30, rpn_post_nms_top_n_train=1000,
     mask_target_aligned=True, mask_target_binary=True, paste="continuous",
 )
 
 CONVENTIONS = {"torchvision": TORCHVISION, "detectron2": DETECTRON2}
+# Models without a pyramid: Detectron2 pads a batch to its largest image, and no further.
+SINGLE_MAP = {"torchvision": {}, "detectron2": dict(size_divisible=1)}
 
 
-def with_conventions(conventions, settings):
-    """The table of that name, overridden by `settings`; a new dict. ConfigError for another name."""
+def with_conventions(conventions, settings, pyramid=True):
+    """The table of that name, overridden by `settings`; a new dict. pyramid: False for a model without one. ConfigError for another
+    name."""
     if conventions not in CONVENTIONS:
         raise ConfigError(f"conventions={conventions!r} is not one of {', '.join(CONVENTIONS)}")
-    return {**CONVENTIONS[conventions], **settings}
+    return {**CONVENTIONS[conventions], **({} if pyramid else SINGLE_MAP[conventions]), **settings}

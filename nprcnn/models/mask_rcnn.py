@@ -162,8 +162,8 @@ class MaskRCNN(Layer):
         for i, (image, target) in enumerate(zip(images, image_targets)):
             check_target(image.shape[:2], target, self.num_classes, i, needs_masks=self.has_masks)
         image_targets = [transform.resize_target(
-            t, image.shape[:2], transform.resized_size(*image.shape[:2], self.min_size, self.max_size,
-                                                            self.resize), self.dtype)
+            t, image.shape[:2], transform.resized_size(*image.shape[:2], self.min_size, self.max_size, self.resize),
+            self.dtype, self.resize)
             for t, image in zip(image_targets, images)]
         target_boxes = [t["boxes"] for t in image_targets]
         for i, boxes in enumerate(target_boxes):

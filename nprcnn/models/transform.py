@@ -28,12 +28,13 @@ def resized_size(height, width, min_size, max_size, resize="float"):
     as Detectron2 does. Never 0: torchvision fails there.
     """
     if resize == "pil":
-        # ResizeShortestEdge, in the order of its roundings
-        short, long = min(height, width), max(height, width)
-        scale = min_size / short
-        if max(min_size, scale * long) > max_size:
-            scale *= max_size / max(min_size, scale * long)
-        return max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
+        # ResizeShortestEdge, in the order of its roundings: the short side is min_size exactly, unless the long one is too long
+        scale = min_size / min(height, width)
+        new_height, new_width = (min_size, scale * width) if height < width else (scale * height, min_size)
+        if max(new_height, new_width) > max_size:
+            scale = max_size / max(new_height, new_width)
+            new_height, new_width = new_height * scale, new_width * scale
+        return max(1, int(new_height + 0.5)), max(1, int(new_width + 0.5))
     scale = min(min_size / min(height, width), max_size / max(height, width))
     return max(1, math.floor(height * scale)), max(1, math.floor(width * scale))
 
@@ -104,14 +105,21 @@ def resize_boxes(boxes, from_size, to_size):
     return boxes * np.array([ratio_w, ratio_h, ratio_w, ratio_h], boxes.dtype)
 
 
-def resize_target(target, from_size, to_size, dtype=np.float32):
+def resize_target(target, from_size, to_size, dtype=np.float32, resize="float"):
     """The target of the resized image, as a new dict: boxes (G, 4) in `dtype`, scaled; labels (G,) int64; masks (G, h, w) uint8, if
-    there are any, resized to the nearest pixel. Sizes are (h, w)."""
+    there are any, resized to the nearest pixel. Sizes are (h, w).
+
+    resize="float": each mask pixel takes the source pixel under its top-left corner (torchvision, PyTorch's "nearest"). "pil": the one
+    under its centre (Pillow's NEAREST, Detectron2).
+    """
     resized = {"boxes": resize_boxes(np.asarray(target["boxes"], dtype).reshape(-1, 4), from_size, to_size),
                "labels": np.asarray(target["labels"], np.int64)}
     if target.get("masks") is not None:
         masks = np.asarray(target["masks"], np.uint8).reshape(-1, *from_size)
-        if from_size != to_size:
+        if from_size != to_size and resize == "pil":
+            rows, columns = (np.floor((np.arange(new) + 0.5) * (old / new)).astype(np.intp) for old, new in zip(from_size, to_size))
+            masks = masks[:, rows[:, None], columns]
+        elif from_size != to_size:
             masks = backend.active().resize_nearest(masks[:, None], to_size)[:, 0]
         resized["masks"] = masks
     return resized

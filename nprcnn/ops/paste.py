@@ -33,7 +33,7 @@ def _stretch(out_length, first, stop, in_length, dtype):
     return weights
 
 
-def paste_masks(masks, boxes, size):
+def paste_masks(masks, boxes, size, threshold=None):
     """Each mask resized to its box and pasted into an empty image.
 
     The mask gets a border of one zero pixel and the box grows in proportion about its centre, so that the
@@ -45,10 +45,12 @@ def paste_masks(masks, boxes, size):
     masks : (n, m, m) float array, probabilities
     boxes : (n, 4) array, pixels of the image
     size : (H, W) of the image
+    threshold : float, optional
+        Return binary masks, `soft mask >= threshold`; above 0.
 
     Returns
     -------
-    (n, H, W) array of the masks' dtype: soft masks, which `>= .5` makes binary. What lies outside the image
+    (n, H, W) array of the masks' dtype: soft masks; or of bool, with a threshold. What lies outside the image
     is cut off.
 
     References
@@ -68,7 +70,7 @@ def paste_masks(masks, boxes, size):
     padded = np.pad(masks, ((0, 0), (PADDING, PADDING), (PADDING, PADDING)))
 
     corners = _grown_corners(boxes, m)
-    image_masks = np.zeros((len(masks), height, width), dtype=masks.dtype)
+    image_masks = np.zeros((len(masks), height, width), dtype=masks.dtype if threshold is None else bool)
     for mask, (x1, y1, x2, y2), image_mask in zip(padded, corners.tolist(), image_masks):
         left, right = max(x1, 0), min(x2 + 1, width)
         top, bottom = max(y1, 0), min(y2 + 1, height)
@@ -77,11 +79,12 @@ def paste_masks(masks, boxes, size):
         # Only the visible rows and columns of the stretched mask are computed, however large the box.
         rows = _stretch(y2 - y1 + 1, top - y1, bottom - y1, m + 2 * PADDING, masks.dtype)
         cols = _stretch(x2 - x1 + 1, left - x1, right - x1, m + 2 * PADDING, masks.dtype)
-        image_mask[top:bottom, left:right] = rows @ mask @ cols.T
+        soft = rows @ mask @ cols.T
+        image_mask[top:bottom, left:right] = soft if threshold is None else soft >= threshold
     return image_masks
 
 
-def paste_masks_continuous(masks, boxes, size):
+def paste_masks_continuous(masks, boxes, size, threshold=None):
     """Each mask stretched over its box, whose corners stay where they are between the pixels.
 
     A pixel's centre is looked up in the mask: at (y + .5 - y1) / (y2 - y1) of its height, bilinearly, with zeros around the mask. No
@@ -94,7 +97,7 @@ def paste_masks_continuous(masks, boxes, size):
     Detectron2's paste_masks_in_image (grid_sample, align_corners False).
     """
     height, width = int(size[0]), int(size[1])
-    image_masks = np.zeros((len(masks), height, width), dtype=masks.dtype)
+    image_masks = np.zeros((len(masks), height, width), dtype=masks.dtype if threshold is None else bool)
     for mask, (x1, y1, x2, y2), image_mask in zip(masks, boxes.tolist(), image_masks):
         if x2 <= x1 or y2 <= y1:
             continue
@@ -104,7 +107,8 @@ def paste_masks_continuous(masks, boxes, size):
         top, bottom = (min(max(v, 0), height) for v in (math.floor(y1 - (y2 - y1) / m) - 1, math.ceil(y2 + (y2 - y1) / m) + 1))
         rows = _look_up((np.arange(top, bottom, dtype=masks.dtype) + 0.5 - y1) / (y2 - y1) * m - 0.5, m)
         cols = _look_up((np.arange(left, right, dtype=masks.dtype) + 0.5 - x1) / (x2 - x1) * m - 0.5, m)
-        image_mask[top:bottom, left:right] = rows @ mask @ cols.T
+        soft = rows @ mask @ cols.T
+        image_mask[top:bottom, left:right] = soft if threshold is None else soft >= threshold
     return image_masks
 
 

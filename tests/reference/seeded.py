@@ -72,3 +72,9 @@ def scene():
         targets.append({"boxes": np.array(corners, np.float32), "labels": np.array(labels, np.int64),
                         "masks": np.array(masks, np.uint8)})
     return images, targets
+
+
+# The small models with Detectron2's conventions: every anchor and every RoI is sampled here, too.
+D2_WIDTH = 4
+D2_PIXELS = 300  # conv1 is divided by this: pixels are hundreds here, not ones
+DETECTRON2 = {**SMALL, "rpn_batch_size_per_image": 10_000}
