@@ -1,5 +1,10 @@
-from setuptools import setup
+from setuptools import find_namespace_packages, setup
 
+# The kernels stand in a folder of their own, beside the package, and are installed as nprcnn.kernels.
+# "Namespace" packages are folders without __init__.py, which some of these are.
+NO_CODE = ["*__pycache__*"]
+PACKAGES = find_namespace_packages(include=["nprcnn", "nprcnn.*"], exclude=NO_CODE)
+KERNELS = ["nprcnn.kernels"] + ["nprcnn.kernels." + name for name in find_namespace_packages("kernels", exclude=NO_CODE)]
 NOTEBOOKS = ["jupyterlab", "ipywidgets", "nbclient", "jupytext"]
 
 setup(
@@ -10,10 +15,11 @@ setup(
     long_description_content_type="text/markdown",
     license="MIT",
     python_requires=">=3.11",
-    packages=["nprcnn", "nprcnn.ops", "nprcnn.models", "nprcnn.data", "nprcnn.train", "nprcnn.weights"],
-    package_data={"nprcnn.weights": ["*.safetensors", "*.json"]},
-    install_requires=["numpy>=2.0", "pillow>=10.1", "matplotlib>=3.8", "tqdm>=4.60", "safetensors>=0.4",
-                      "pycocotools>=2.0.8"],
+    packages=PACKAGES + KERNELS,
+    package_dir={"nprcnn.kernels": "kernels"},
+    package_data={"": ["*.md", "*.cu", "*.cuh", "*.h", "*.cpp"], "nprcnn.weights": ["*.safetensors", "*.json"]},
+    install_requires=["numpy>=2.0", "numba>=0.60", "threadpoolctl>=3.1", "pillow>=10.1", "matplotlib>=3.8", "tqdm>=4.60",
+                      "safetensors>=0.4", "pycocotools>=2.0.8"],
     extras_require={
         "notebooks": NOTEBOOKS,
         "test": ["pytest>=8", "hypothesis>=6.80"],

@@ -3,14 +3,22 @@
 A KernelSet lists the hot functions as plain fields, all with the signatures of the NumPy references in nprcnn.ops. The layers hand
 the active set to each pair (`conv2d_forward(..., kernels=backend.active())`); a cache never depends on the set, so a forward under one
 set may be followed by a backward under another.
+
+"numpy" is the references themselves. "numba" is compiled for this processor (kernels/cpu) and is the default where Numba is installed;
+it is built when it is first asked for, because importing Numba alone takes longer than all of nprcnn.
 """
 
+import importlib.util
 import os
+import sys
+import tempfile
+from pathlib import Path
 from typing import Callable, NamedTuple
 
+from . import threads
 from .errors import BackendError
 from .ops.boxes import box_iou
-from .ops.conv import conv2d, conv2d_grad_w, conv2d_grad_x
+from .ops.conv import conv2d, conv2d_fused, conv2d_grad_w, conv2d_grad_x
 from .ops.nms import nms
 from .ops.paste import paste_masks
 from .ops.pool import max_pool2d, max_pool2d_grad
@@ -26,6 +34,7 @@ class KernelSet(NamedTuple):
     conv2d: Callable
     conv2d_grad_x: Callable
     conv2d_grad_w: Callable
+    conv2d_fused: Callable
     max_pool2d: Callable
     max_pool2d_grad: Callable
     resize_bilinear: Callable
@@ -44,6 +53,7 @@ class KernelSet(NamedTuple):
 NUMPY = KernelSet(
     name="numpy",
     conv2d=conv2d, conv2d_grad_x=conv2d_grad_x, conv2d_grad_w=conv2d_grad_w,
+    conv2d_fused=conv2d_fused,
     max_pool2d=max_pool2d, max_pool2d_grad=max_pool2d_grad,
     resize_bilinear=resize_bilinear, resize_bilinear_grad=resize_bilinear_grad,
     resize_nearest=resize_nearest, resize_nearest_grad=resize_nearest_grad,
@@ -52,22 +62,66 @@ NUMPY = KernelSet(
     nms=nms, box_iou=box_iou, paste_masks=paste_masks,
 )
 
-KERNEL_SETS = {"numpy": NUMPY}
+KERNEL_SETS = {"numpy": NUMPY, "numba": None}  # None: built when it is first asked for
 
 _active = None  # until somebody asks: an import must not fail because of an environment variable
 
 
 def active():
-    """The KernelSet that the layers use now; at first the one that NPRCNN_KERNELS names, or "numpy".
+    """The KernelSet that the layers use now; at first the one that NPRCNN_KERNELS names, or else "numba" where Numba is
+    installed and "numpy" where it is not.
 
     Raises
     ------
     BackendError
-        NPRCNN_KERNELS names a set that is not there.
+        NPRCNN_KERNELS names a set that is not there, or one that needs what is not installed.
     """
     if _active is None:
-        use(os.environ.get("NPRCNN_KERNELS") or "numpy")
+        use(os.environ.get("NPRCNN_KERNELS") or ("numba" if importlib.util.find_spec("numba") else "numpy"))
     return _active
+
+
+def kernel_set(name):
+    """The KernelSet of this name, one of KERNEL_SETS. BackendError: there is none, or it needs what is not installed."""
+    if name not in KERNEL_SETS:
+        raise BackendError(f"there is no set of kernels named {name!r}; choose one of: {', '.join(KERNEL_SETS)}")
+    if KERNEL_SETS[name] is None:
+        KERNEL_SETS[name] = _numba_set()
+    return KERNEL_SETS[name]
+
+
+def _numba_set():
+    if importlib.util.find_spec("numba") is None:
+        raise BackendError('the kernels "numba" need Numba, which is not installed: pip install numba, '
+                           'or choose the NumPy references with NPRCNN_KERNELS=numpy')
+    import numba
+    # OpenBLAS and Numba each have their own threads. Those of the layer "workqueue" sleep between two kernels; those of "omp" spin,
+    # and take the cores from the matrix product in between. (Numba runs one kernel at a time: it holds Python's lock.)
+    if "NUMBA_THREADING_LAYER" not in os.environ:
+        numba.config.THREADING_LAYER = "workqueue"
+    try:
+        from .kernels.cpu import roi_align
+    except RuntimeError as error:  # Numba found no folder for its cache: neither the package's own nor the user's can be written to
+        if "cannot cache" not in str(error):
+            raise
+        numba.config.CACHE_DIR = tempfile.mkdtemp(prefix="nprcnn-")
+    from .kernels.cpu import boxes, conv, nms, paste, pool, resize, roi_align, roi_pool
+    threads.start_numba()
+    cache = Path(roi_align._align_all.stats.cache_path)
+    if not any(cache.glob("roi_align._align_all-*.nbi")):
+        print("nprcnn: compiling the kernels, once after an install: the first prediction takes half a minute longer",
+              file=sys.stderr)
+    return KernelSet(
+        name="numba",
+        conv2d=conv.conv2d, conv2d_grad_x=conv.conv2d_grad_x, conv2d_grad_w=conv.conv2d_grad_w,
+        conv2d_fused=conv.conv2d_fused,
+        max_pool2d=pool.max_pool2d, max_pool2d_grad=pool.max_pool2d_grad,
+        resize_bilinear=resize.resize_bilinear, resize_bilinear_grad=resize.resize_bilinear_grad,
+        resize_nearest=resize.resize_nearest, resize_nearest_grad=resize.resize_nearest_grad,
+        roi_align=roi_align.roi_align, roi_align_grad=roi_align.roi_align_grad,
+        roi_pool=roi_pool.roi_pool, roi_pool_grad=roi_pool.roi_pool_grad,
+        nms=nms.nms, box_iou=boxes.box_iou, paste_masks=paste.paste_masks,
+    )
 
 
 class use:
@@ -81,15 +135,13 @@ class use:
     Raises
     ------
     BackendError
-        There is no set of that name.
+        There is no set of that name, or it needs what is not installed.
     """
 
     def __init__(self, name):
         global _active
-        if name not in KERNEL_SETS:
-            raise BackendError(f"there is no set of kernels named {name!r}; choose one of: {', '.join(KERNEL_SETS)}")
-        self.previous = _active
-        _active = KERNEL_SETS[name]
+        chosen = kernel_set(name)
+        self.previous, _active = _active, chosen
 
     def __enter__(self):
         return _active

@@ -3,5 +3,16 @@ make them many times slower."""
 
 import os
 
+import pytest
+
 for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(name, "1")
+
+
+@pytest.fixture(params=["numpy", "numba"], scope="session")
+def kernels(request):
+    """The KernelSets in turn: a test of an operation that takes this argument is the one body for every implementation."""
+    if request.param != "numpy":
+        pytest.importorskip(request.param)
+    from nprcnn import backend
+    return backend.kernel_set(request.param)

@@ -1,6 +1,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +11,8 @@ from small_models import small_model
 import nprcnn
 from nprcnn import backend
 from nprcnn.errors import BackendError
+
+ROOT = Path(__file__).parent.parent
 
 
 def test_use_switches_and_the_context_switches_back(monkeypatch):
@@ -37,12 +40,55 @@ def test_unknown_kernels_are_named():
     assert backend.active() is before
 
 
-@pytest.mark.parametrize("name, code", [("numpy", 0), ("abacus", 1)])
-def test_environment_variable(name, code):
-    run = subprocess.run([sys.executable, "-c", "import nprcnn.backend as b; assert b.active().name == 'numpy'"],
-                         env={**os.environ, "NPRCNN_KERNELS": name}, capture_output=True, text=True)
-    assert run.returncode == code, run.stderr
-    assert code == 0 or "there is no set of kernels named 'abacus'" in run.stderr
+def in_a_process(code, **environment):
+    """Run Python code in a fresh process; returns stdout, stderr and the exit code."""
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True)
+    return run.stdout.strip(), run.stderr.strip(), run.returncode
+
+
+NAME_OF_ACTIVE = "import nprcnn.backend as b; print(b.active().name)"
+WITHOUT_NUMBA = "import importlib.util as u; find = u.find_spec; u.find_spec = lambda n, *a: None if n == 'numba' else find(n, *a); "
+
+
+def test_environment_variable():
+    assert in_a_process(NAME_OF_ACTIVE, NPRCNN_KERNELS="numpy") == ("numpy", "", 0)
+    _, error, code = in_a_process(NAME_OF_ACTIVE, NPRCNN_KERNELS="abacus")
+    assert code == 1 and "there is no set of kernels named 'abacus'" in error
+
+
+def test_numba_is_the_default_where_it_is_installed():
+    pytest.importorskip("numba")
+    name, _, code = in_a_process(NAME_OF_ACTIVE, NPRCNN_KERNELS="")
+    assert (name, code) == ("numba", 0)
+
+
+def test_without_numba():
+    """The references take over; asking for Numba's kernels says what to install."""
+    assert in_a_process(WITHOUT_NUMBA + NAME_OF_ACTIVE, NPRCNN_KERNELS="") == ("numpy", "", 0)
+    _, error, code = in_a_process(WITHOUT_NUMBA + NAME_OF_ACTIVE, NPRCNN_KERNELS="numba")
+    assert code == 1 and "BackendError" in error and "pip install numba" in error
+
+
+BUILD_AND_ALIGN = """
+import numpy as np, nprcnn.backend as b
+k = b.kernel_set("numba")
+k.roi_align(np.ones((1, 1, 4, 4), "f"), np.array([[0, 0, 0, 3, 3]], "f"), 1.0, 2)
+import numba; print(numba.threading_layer())
+"""
+
+
+def test_compiled_code_is_cached_and_the_first_run_says_that_it_compiles(tmp_path):
+    pytest.importorskip("numba")
+    layer, error, code = in_a_process(BUILD_AND_ALIGN, NUMBA_CACHE_DIR=str(tmp_path))
+    assert code == 0 and error.startswith("nprcnn: compiling the kernels") and error.count("\n") == 0, error
+    assert layer == "workqueue"                       # whose threads sleep while BLAS computes
+    assert any(tmp_path.rglob("*.nbc"))
+    assert in_a_process(BUILD_AND_ALIGN, NUMBA_CACHE_DIR=str(tmp_path)) == (layer, "", 0)
+
+
+def test_the_sets_are_complete():
+    for name in ("numpy", "numba"):
+        assert all(callable(function) for function in backend.kernel_set(name)[1:]), name
 
 
 class Counting:
@@ -75,8 +121,33 @@ def test_the_active_set_does_all_the_heavy_work(monkeypatch, roi_method):
     # images get no gradient; masks are cut out for training by RoIAlign whatever the model's method
     expected = {"resize_bilinear_grad"} | ({"roi_pool", "roi_pool_grad"} if roi_method == "align" else {"roi_align_grad"})
     assert unused == expected
-    twin_losses, twin_cache = twin.losses(images, targets, np.random.default_rng(0))
+    with nprcnn.use("numpy"):
+        twin_losses, twin_cache = twin.losses(images, targets, np.random.default_rng(0))
     with nprcnn.use("counting"):  # a forward under one set, its backward under another
         twin.backward(twin_cache)
     assert twin_losses == losses
     assert all((a.grad == b.grad).all() for a, b in zip(model.parameters(), twin.parameters()))
+
+
+@pytest.mark.parametrize("roi_method", ["align", "pool"])
+def test_numba_trains_and_predicts_as_the_references_do(roi_method):
+    """float64: what the two round differently stays below 1e-9 of the largest value through the whole network."""
+    pytest.importorskip("numba")
+    images, targets = seeded.scene()
+    results = []
+    for name in ("numpy", "numba"):
+        model = small_model(roi_method=roi_method)
+        with nprcnn.use(name):
+            losses, cache = model.losses(images, targets, np.random.default_rng(0))
+            model.backward(cache)
+            results.append((losses, [p.grad for p in model.parameters()], model.predict(images)))
+    (losses, gradients, found), (other_losses, other_gradients, other_found) = results
+    for name in losses:
+        np.testing.assert_allclose(other_losses[name], losses[name], rtol=1e-9, err_msg=name)
+    for gradient, other in zip(gradients, other_gradients):
+        np.testing.assert_allclose(other, gradient, rtol=0, atol=1e-9 * max(1, np.abs(gradient).max()))
+    for mine, other in zip(found, other_found):
+        np.testing.assert_array_equal(other.labels, mine.labels)
+        np.testing.assert_array_equal(other.anchor, mine.anchor)
+        np.testing.assert_allclose(other.boxes, mine.boxes, rtol=0, atol=1e-7)
+        np.testing.assert_array_equal(other.masks, mine.masks)

@@ -19,10 +19,10 @@ CODERS = {name: CASES[name] for name in ("rpn", "head")}
 
 @pytest.mark.parametrize("change", [lambda a: a, strided], ids=["contiguous", "strided"])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_geometry_equals_torchvision_bit_for_bit(dtype, change):
+def test_geometry_equals_torchvision_bit_for_bit(dtype, change, kernels):
     ref = CASES[np.dtype(dtype).name]
     a, b = change(A.astype(dtype)), change(B.astype(dtype))
-    for mine, name in ((box_area(a), "area"), (box_iou(a, b), "iou"), (clip_boxes(a, SIZE), "clipped"),
+    for mine, name in ((box_area(a), "area"), (kernels.box_iou(a, b), "iou"), (clip_boxes(a, SIZE), "clipped"),
                        (remove_small_boxes(b, MIN_SIZE), "large")):
         np.testing.assert_array_equal(mine, ref[name], err_msg=name)
         assert mine.dtype == ref[name].dtype, name
@@ -85,35 +85,35 @@ def boxes_of(elements, smallest_side):
 @settings(deadline=None)
 @given(a=boxes_of(st.floats(-1e3, 1e3, width=32), 0), b=boxes_of(st.floats(-1e3, 1e3, width=32), 0),
        dtype=st.sampled_from([np.float32, np.float64]))
-def test_iou_is_symmetric_and_between_0_and_1(a, b, dtype):
+def test_iou_is_symmetric_and_between_0_and_1(a, b, dtype, kernels):
     """Exactly, rounding included: inter <= each area, so fl(area_a + area_b) >= 2 inter, so union >= inter."""
     a, b = a.astype(dtype), b.astype(dtype)
-    iou = box_iou(a, b)
+    iou = kernels.box_iou(a, b)
     assert iou.dtype == dtype and iou.shape == (len(a), len(b))
     assert ((iou >= 0) & (iou <= 1)).all()
-    np.testing.assert_array_equal(iou, box_iou(b, a).T)
-    np.testing.assert_array_equal(np.diag(box_iou(a, a)), box_area(a) > 0)
+    np.testing.assert_array_equal(iou, kernels.box_iou(b, a).T)
+    np.testing.assert_array_equal(np.diag(kernels.box_iou(a, a)), box_area(a) > 0)
 
 
 @settings(deadline=None)
 @given(a=boxes_of(st.integers(-8, 8), 0), b=boxes_of(st.integers(-8, 8), 0))
-def test_iou_of_whole_pixels_is_counted(a, b):
+def test_iou_of_whole_pixels_is_counted(a, b, kernels):
     """A box of whole numbers is a set of pixels, and IoU is a count."""
     def pixels(box):
         x1, y1, x2, y2 = box.astype(int)
         return {(x, y) for x in range(x1, x2) for y in range(y1, y2)}
 
-    iou = box_iou(a, b)
+    iou = kernels.box_iou(a, b)
     for i, p in enumerate(map(pixels, a)):
         for j, q in enumerate(map(pixels, b)):
             assert iou[i, j] == (float(Fraction(len(p & q), len(p | q))) if p | q else 0)
 
 
-def test_iou_of_empty_boxes_is_0_and_quiet():
+def test_iou_of_empty_boxes_is_0_and_quiet(kernels):
     boxes = np.array([[3.0, 4, 3, 4], [3, 4, 3, 4], [1, 1, 1, 9], [0, 0, 10, 10]])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        iou = box_iou(boxes, boxes)
+        iou = kernels.box_iou(boxes, boxes)
     expected = np.zeros((4, 4))
     expected[3, 3] = 1
     np.testing.assert_array_equal(iou, expected)
@@ -150,11 +150,19 @@ def test_a_side_of_exactly_the_least_stays():
     np.testing.assert_array_equal(remove_small_boxes(boxes, 0), [0, 1, 2, 3])
 
 
+def test_iou_of_what_is_no_box(kernels):
+    boxes = np.ones((3, 4))
+    for bad, message in ((np.ones((3, 5)), r"\(3, 5\)"), (np.ones(4), r"\(4,\)"), (np.ones((3, 4), np.int64), "int64")):
+        for a, b in ((bad, boxes), (boxes, bad)):
+            with pytest.raises(ValueError, match=message):
+                kernels.box_iou(a, b)
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_no_boxes(dtype):
+def test_no_boxes(dtype, kernels):
     none, some = np.zeros((0, 4), dtype), np.ones((3, 4), dtype)
     assert box_area(none).shape == (0,)
-    assert box_iou(none, some).shape == (0, 3) and box_iou(some, none).shape == (3, 0)
+    assert kernels.box_iou(none, some).shape == (0, 3) and kernels.box_iou(some, none).shape == (3, 0)
     for result in (clip_boxes(none, (5, 5)), encode_boxes(none, none), decode_boxes(none, none)):
         assert result.shape == (0, 4) and result.dtype == dtype
     assert decode_boxes(np.zeros((0, 7, 4), dtype), none[:, None]).shape == (0, 7, 4)

@@ -18,7 +18,8 @@ ALLOWED = {
     "ops": {"ops"},
     "gradcheck": set(),
     "pairs": {"ops", "gradcheck"},
-    "backend": {"ops", "errors"},
+    "threads": {"errors"},
+    "backend": {"ops", "errors", "threads", "kernels"},
     "layers": {"backend", "ops", "errors"},
     "models": {"models", "layers", "ops", "backend", "trace", "errors", "weights"} | CHECKS_OF_INPUT,
     "weights": {"weights", "errors"},
@@ -29,8 +30,11 @@ ALLOWED = {
     "viz": {"canvas", "models", "data", "errors"},
 }
 # only when called: `import nprcnn` must stay quick, and weights are above models
-LAZY = {("models", "weights")}
-THIRD_PARTY = {"numpy", "numba", "PIL", "matplotlib", "tqdm", "safetensors", "pycocotools"}
+LAZY = {("models", "weights"), ("backend", "kernels")}
+THIRD_PARTY = {"numpy", "numba", "PIL", "matplotlib", "tqdm", "safetensors", "pycocotools", "threadpoolctl",
+               # only where they are installed, for `nprcnn bench` to compare with
+               "torch", "torchvision", "onnx", "onnxruntime", "openvino"}
+KERNELS = sorted((ROOT.parent / "kernels").rglob("*.py"))
 
 
 def name_of(path):
@@ -88,9 +92,24 @@ def test_imports_go_one_way(path):
             assert part(name) != "ops" or module == "numpy", f"{name}: ops need NumPy alone, not {module}"
 
 
+def test_there_are_kernels():
+    assert {"roi_align.py", "nms.py"} <= {path.name for path in KERNELS}
+
+
+@pytest.mark.parametrize("path", KERNELS, ids=lambda path: str(path.relative_to(ROOT.parent)))
+def test_kernels_import_nothing_of_ours(path):
+    """Relative imports stay inside the folder."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            assert node.level <= len(path.relative_to(ROOT.parent / "kernels").parts), f"{path} imports from outside"
+        elif isinstance(node, (ast.Import, ast.ImportFrom)):
+            names = [node.module] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names]
+            assert not any(part(name) == "nprcnn" for name in names), f"{path} imports nprcnn"
+
+
 def test_importing_nprcnn_is_light():
     code = ("import sys, nprcnn; print(*sorted({m.split('.')[0] for m in sys.modules} & "
-            "{'matplotlib', 'pycocotools', 'tqdm', 'torch', 'torchvision', 'PIL', 'safetensors', 'numba', 'scipy', 'cupy'}))")
+            "{'matplotlib', 'pycocotools', 'tqdm', 'torch', 'torchvision', 'PIL', 'safetensors', 'numba', 'scipy', 'cupy', 'threadpoolctl'}))")
     run = subprocess.run([sys.executable, "-c", code], cwd=ROOT.parent, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     assert run.stdout.split() == []

@@ -13,17 +13,17 @@ CASES = load_cases("pool.npz")
 AVERAGE = CASES.pop("average")
 
 
-def check(case, change):
+def check(case, change, kernels):
     """Max-pooling copies, so y is exact; dx adds at most 9 numbers below 5 (float32: 9 * 5 * 6e-8 = 3e-6)."""
     ref = CASES[case]
     x, dy = change(ref["x"]), change(ref["dy"])
-    y, index = max_pool2d(x, **ref["options"])
+    y, index = kernels.max_pool2d(x, **ref["options"])
     np.testing.assert_array_equal(y, ref["y"].astype(x.dtype))
     np.testing.assert_array_equal(index, ref["index"])
     assert y.dtype == x.dtype and index.dtype == np.int64
 
-    y, cache = max_pool2d_forward(x, **ref["options"])
-    dx = max_pool2d_backward(dy, cache)
+    y, cache = max_pool2d_forward(x, **ref["options"], kernels=kernels)
+    dx = max_pool2d_backward(dy, cache, kernels=kernels)
     np.testing.assert_array_equal(y, ref["y"].astype(x.dtype))
     assert dx.dtype == x.dtype
     np.testing.assert_allclose(dx, ref["dx"], atol=1e-14 if x.dtype == np.float64 else 3e-6)
@@ -32,8 +32,8 @@ def check(case, change):
 @pytest.mark.parametrize("change", [lambda a: a, strided, lambda a: a.astype(np.float32)],
                          ids=["contiguous", "strided", "float32"])
 @pytest.mark.parametrize("case", CASES)
-def test_equals_pytorch(case, change):
-    check(case, change)
+def test_equals_pytorch(case, change, kernels):
+    check(case, change, kernels)
 
 
 def naive(x, kernel, stride, padding):
@@ -57,46 +57,46 @@ def pairs(low, high):
 @settings(max_examples=80, deadline=None, derandomize=True, database=None)
 @given(n=st.integers(0, 2), kernel=pairs(1, 4), stride=pairs(1, 3), pad=pairs(0, 2), more=pairs(0, 5),
        values=st.integers(1, 4))
-def test_equals_the_definition(n, kernel, stride, pad, more, values):
+def test_equals_the_definition(n, kernel, stride, pad, more, values, kernels):
     """Few different values, all negative: ties everywhere, and padding would win if it took part."""
     rng = np.random.default_rng(values)
     padding = tuple(min(p, k // 2) for p, k in zip(pad, kernel))
     x = -1.0 - rng.integers(0, values, (n, 2, *(k + m for k, m in zip(kernel, more))))
-    y, index = max_pool2d(x, kernel, stride, padding)
+    y, index = kernels.max_pool2d(x, kernel, stride, padding)
     expected_y, expected_index = naive(x, kernel, stride, padding)
     np.testing.assert_array_equal(y, expected_y)
     np.testing.assert_array_equal(index, expected_index)
     if n:
         # With the winners fixed, pooling is linear
         dy = rng.standard_normal(y.shape)
-        assert_adjoint(dy, y, max_pool2d_grad(dy, index, x.shape), x)
+        assert_adjoint(dy, y, kernels.max_pool2d_grad(dy, index, x.shape), x)
 
 
-def test_overlapping_windows_add_their_gradients():
+def test_overlapping_windows_add_their_gradients(kernels):
     """One bright pixel that wins all nine windows it lies in."""
     x = np.zeros((1, 1, 5, 5))
     x[0, 0, 2, 2] = 1
-    y, index = max_pool2d(x, 3, 1)
+    y, index = kernels.max_pool2d(x, 3, 1)
     dy = np.arange(9.0).reshape(1, 1, 3, 3)
-    dx = max_pool2d_grad(dy, index, x.shape)
+    dx = kernels.max_pool2d_grad(dy, index, x.shape)
     assert dx[0, 0, 2, 2] == dy.sum() and np.count_nonzero(dx) == 1
 
 
-def test_nan_is_not_hidden():
+def test_nan_is_not_hidden(kernels):
     x = np.zeros((1, 1, 4, 4))
     x[0, 0, 1, 1] = np.nan
-    y, _ = max_pool2d(x, 2)
+    y, _ = kernels.max_pool2d(x, 2)
     np.testing.assert_array_equal(np.isnan(y[0, 0]), [[True, False], [False, False]])
 
 
-def test_stride_is_the_kernel_by_default():
-    assert max_pool2d(np.zeros((1, 1, 9, 8)), (3, 2))[0].shape == (1, 1, 3, 4)
+def test_stride_is_the_kernel_by_default(kernels):
+    assert kernels.max_pool2d(np.zeros((1, 1, 9, 8)), (3, 2))[0].shape == (1, 1, 3, 4)
 
 
-def test_empty_batch():
-    y, cache = max_pool2d_forward(np.empty((0, 3, 9, 7), np.float32), 3, 2, 1)
+def test_empty_batch(kernels):
+    y, cache = max_pool2d_forward(np.empty((0, 3, 9, 7), np.float32), 3, 2, 1, kernels=kernels)
     assert y.shape == cache.index.shape == (0, 3, 5, 4) and y.dtype == np.float32
-    assert max_pool2d_backward(y, cache).shape == (0, 3, 9, 7)
+    assert max_pool2d_backward(y, cache, kernels=kernels).shape == (0, 3, 9, 7)
 
 
 def test_kernels_do_the_work():
@@ -117,16 +117,16 @@ def test_kernels_do_the_work():
     ((2, 3, 9, 7), (3, 1, -1), r"padding \(-1, -1\)"),
     ((2, 3, 2, 7), (3,), r"\(3, 3\) is larger than x \(2, 3, 2, 7\)"),
 ])
-def test_bad_arguments(shape, options, named):
+def test_bad_arguments(shape, options, named, kernels):
     with pytest.raises(ValueError, match=named):
-        max_pool2d(np.zeros(shape), *options)
+        kernels.max_pool2d(np.zeros(shape), *options)
 
 
 @pytest.mark.parametrize("dy, x_shape", [((2, 3, 4, 3), (2, 3, 9, 7)), ((2, 3, 4, 4), (2, 4, 9, 7)),
                                          ((2, 3, 4, 4), (3, 9, 7))])
-def test_bad_dy(dy, x_shape):
+def test_bad_dy(dy, x_shape, kernels):
     with pytest.raises(ValueError, match="must be alike and fit x_shape"):
-        max_pool2d_grad(np.zeros(dy), np.zeros((2, 3, 4, 4), int), x_shape)
+        kernels.max_pool2d_grad(np.zeros(dy), np.zeros((2, 3, 4, 4), int), x_shape)
 
 
 # ---- global average ----

@@ -17,28 +17,28 @@ SCALE, SIZE = 0.5, (4, 3)
 
 @pytest.mark.parametrize("change", [lambda a: a, strided], ids=["contiguous", "strided"])
 @pytest.mark.parametrize("case", CASES)
-def test_equals_torchvision(case, change):
+def test_equals_torchvision(case, change, kernels):
     """1e-12: the two sum the same numbers in another order; the largest difference measured is 3e-15."""
     ref = CASES[case]
     features, rois, dy = (change(INPUTS[name]) for name in ("features", "rois", "dy"))
-    y, cache = roi_align_forward(features, rois, SCALE, SIZE, **ref["options"])
-    dx = roi_align_backward(dy, cache)
+    y, cache = roi_align_forward(features, rois, SCALE, SIZE, **ref["options"], kernels=kernels)
+    dx = roi_align_backward(dy, cache, kernels=kernels)
     np.testing.assert_allclose(y, ref["y"], rtol=0, atol=1e-12)
     np.testing.assert_allclose(dx, ref["dx"], rtol=0, atol=1e-12)
-    np.testing.assert_array_equal(y, roi_align(features, rois, SCALE, SIZE, **ref["options"]))
+    np.testing.assert_array_equal(y, kernels.roi_align(features, rois, SCALE, SIZE, **ref["options"]))
     assert y.flags.c_contiguous and dx.flags.c_contiguous
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_float32(case):
+def test_float32(case, kernels):
     """1e-5: coordinates of up to 30 are rounded by 2e-6, and the features between them differ by up to 5.
 
     The largest difference measured is 3e-6.
     """
     ref = CASES[case]
     features, rois, dy = (INPUTS[name].astype(np.float32) for name in ("features", "rois", "dy"))
-    y, cache = roi_align_forward(features, rois, SCALE, SIZE, **ref["options"])
-    dx = roi_align_backward(dy, cache)
+    y, cache = roi_align_forward(features, rois, SCALE, SIZE, **ref["options"], kernels=kernels)
+    dx = roi_align_backward(dy, cache, kernels=kernels)
     assert y.dtype == dx.dtype == np.float32
     np.testing.assert_allclose(y, ref["y"], rtol=0, atol=1e-5)
     np.testing.assert_allclose(dx, ref["dx"], rtol=0, atol=1e-5)
@@ -91,17 +91,17 @@ def naive_roi_align(features, rois, spatial_scale, size, sampling_ratio, aligned
 
 @pytest.mark.parametrize("aligned", [False, True])
 @pytest.mark.parametrize("sampling_ratio", [1, 2, 5, 0, -1])
-def test_equals_the_definition(sampling_ratio, aligned):
+def test_equals_the_definition(sampling_ratio, aligned, kernels):
     size = (2, 5)
-    y = roi_align(INPUTS["features"], INPUTS["rois"], 0.25, size, sampling_ratio, aligned)
+    y = kernels.roi_align(INPUTS["features"], INPUTS["rois"], 0.25, size, sampling_ratio, aligned)
     naive = naive_roi_align(INPUTS["features"], INPUTS["rois"], 0.25, size, sampling_ratio, aligned)
     np.testing.assert_allclose(y, naive, rtol=0, atol=1e-12)
     assert np.abs(naive).max() > 1
 
 
-def test_mask_target_equals_torchvision():
+def test_mask_target_equals_torchvision(kernels):
     masks, rois = MASK_TARGET["masks"].astype(float), MASK_TARGET["rois"]
-    target = roi_align(masks, rois, 1.0, 28, sampling_ratio=-1)
+    target = kernels.roi_align(masks, rois, 1.0, 28, sampling_ratio=-1)
     np.testing.assert_allclose(target, MASK_TARGET["y"], rtol=0, atol=1e-12)
     assert ((target > 0.1) & (target < 0.9)).any()      # soft, not thresholded
 
@@ -109,14 +109,14 @@ def test_mask_target_equals_torchvision():
 @settings(max_examples=50, deadline=None)
 @given(slope=st.tuples(*[st.floats(-2, 2)] * 2), box=st.tuples(*[st.floats(0.6, 3.4)] * 4),
        ratio=st.sampled_from([-1, 1, 2, 3]), aligned=st.booleans())
-def test_a_plane_is_sampled_at_the_bin_centres(slope, box, ratio, aligned):
+def test_a_plane_is_sampled_at_the_bin_centres(slope, box, ratio, aligned, kernels):
     """Interpolation is exact for a plane a y + b x, and the mean of the samples is its value at the centre."""
     x1, y1 = box[0], box[1]
     w, h = 1 + box[2], 1 + box[3]                       # sides of at least 1, all within 0.1..7.8
     yy, xx = np.mgrid[:9, :13]
     features = (slope[0] * yy + slope[1] * xx)[None, None]
     rois = np.array([[0, x1, y1, x1 + w, y1 + h]]) * [1, 2, 2, 2, 2]
-    y = roi_align(features, rois, 0.5, (2, 3), ratio, aligned)
+    y = kernels.roi_align(features, rois, 0.5, (2, 3), ratio, aligned)
     shift = 0.5 if aligned else 0.0
     centre_y = y1 - shift + h * (np.arange(2) + 0.5) / 2
     centre_x = x1 - shift + w * (np.arange(3) + 0.5) / 3
@@ -125,27 +125,27 @@ def test_a_plane_is_sampled_at_the_bin_centres(slope, box, ratio, aligned):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_adjoint(case):
+def test_adjoint(case, kernels):
     rng = np.random.default_rng(3)
     x, dy = rng.normal(size=(2, 3, 9, 13)), rng.normal(size=INPUTS["dy"].shape)
-    y, cache = roi_align_forward(x, INPUTS["rois"], SCALE, SIZE, **CASES[case]["options"])
-    assert_adjoint(dy, y, roi_align_backward(dy, cache), x)
+    y, cache = roi_align_forward(x, INPUTS["rois"], SCALE, SIZE, **CASES[case]["options"], kernels=kernels)
+    assert_adjoint(dy, y, roi_align_backward(dy, cache, kernels=kernels), x)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("images", [2, 0])
-def test_no_rois(images, dtype):
+def test_no_rois(images, dtype, kernels):
     features = np.ones((images, 3, 9, 13), dtype)
     for sampling_ratio in (2, -1):
-        y, cache = roi_align_forward(features, np.zeros((0, 5), dtype), SCALE, 7, sampling_ratio)
-        dx = roi_align_backward(y, cache)
+        y, cache = roi_align_forward(features, np.zeros((0, 5), dtype), SCALE, 7, sampling_ratio, kernels=kernels)
+        dx = roi_align_backward(y, cache, kernels=kernels)
         assert y.shape == (0, 3, 7, 7) and y.dtype == dtype
         assert dx.shape == features.shape and dx.dtype == dtype and not dx.any()
 
 
-def test_image_without_rois_gets_no_gradient():
+def test_image_without_rois_gets_no_gradient(kernels):
     rois = INPUTS["rois"][INPUTS["rois"][:, 0] == 1]
-    dx = roi_align_grad(np.ones((len(rois), 3, 4, 3)), rois, (2, 3, 9, 13), SCALE, SIZE)
+    dx = kernels.roi_align_grad(np.ones((len(rois), 3, 4, 3)), rois, (2, 3, 9, 13), SCALE, SIZE)
     assert not dx[0].any() and dx[1].any()
 
 
@@ -185,12 +185,12 @@ FEATURES, ROIS = np.ones((2, 3, 9, 13)), np.array([[1, 2.0, 3.0, 8.0, 9.0]])
     (FEATURES, ROIS, (7, 7, 7), "output_size"),
     (FEATURES.astype(np.uint8), ROIS, 7, "uint8"),
 ])
-def test_bad_arguments(features, rois, size, message):
+def test_bad_arguments(features, rois, size, message, kernels):
     with pytest.raises(ValueError, match=message):
-        roi_align(features, rois, SCALE, size)
+        kernels.roi_align(features, rois, SCALE, size)
 
 
 @pytest.mark.parametrize("shape", [(1, 3, 7, 6), (2, 3, 7, 7), (1, 2, 7, 7), (3, 7, 7)])
-def test_bad_gradient(shape):
+def test_bad_gradient(shape, kernels):
     with pytest.raises(ValueError, match=r"\(1, 3, 7, 7\)"):
-        roi_align_grad(np.ones(shape), ROIS, FEATURES.shape, SCALE, 7)
+        kernels.roi_align_grad(np.ones(shape), ROIS, FEATURES.shape, SCALE, 7)

@@ -14,12 +14,12 @@ SCALE, SIZE = 0.5, (4, 3)
 @pytest.mark.parametrize("change", [lambda a: a, strided, lambda a: a.astype(np.float32)],
                          ids=["contiguous", "strided", "float32"])
 @pytest.mark.parametrize("case", CASES)
-def test_equals_torchvision(case, change):
+def test_equals_torchvision(case, change, kernels):
     """y and index are copies, so they are exact. dx sums a few numbers below 4: 1e-14, in float32 5e-6."""
     ref = CASES[case]
     features, rois, dy = (change(ref[name]) for name in ("features", "rois", "dy"))
-    y, cache = roi_pool_forward(features, rois, SCALE, SIZE)
-    dx = roi_pool_backward(dy, cache)
+    y, cache = roi_pool_forward(features, rois, SCALE, SIZE, kernels=kernels)
+    dx = roi_pool_backward(dy, cache, kernels=kernels)
     np.testing.assert_array_equal(y, ref["y"].astype(features.dtype))
     np.testing.assert_array_equal(cache.index, ref["index"])
     np.testing.assert_allclose(dx, ref["dx"], rtol=0, atol=1e-14 if features.dtype == np.float64 else 5e-6)
@@ -49,34 +49,34 @@ def naive_roi_pool(features, rois, spatial_scale, size):
 
 
 @pytest.mark.parametrize("scale, size", [(0.5, (4, 3)), (0.25, (2, 5)), (1.0, (3, 3)), (0.3, (7, 7))])
-def test_equals_the_definition(scale, size):
+def test_equals_the_definition(scale, size, kernels):
     ref = CASES["distinct"]
-    y, index = roi_pool(ref["features"], ref["rois"], scale, size)
+    y, index = kernels.roi_pool(ref["features"], ref["rois"], scale, size)
     np.testing.assert_array_equal(y, naive_roi_pool(ref["features"], ref["rois"], scale, size))
     planes = ref["features"][ref["rois"][:, 0].astype(int)].reshape(*y.shape[:2], -1)
     at_index = np.take_along_axis(planes, np.maximum(index, 0).reshape(planes.shape[:2] + (-1,)), axis=2)
     np.testing.assert_array_equal(np.where(index < 0, 0, at_index.reshape(y.shape)), y)
 
 
-def test_first_maximum_wins():
+def test_first_maximum_wins(kernels):
     features = np.zeros((1, 1, 6, 6))
-    _, index = roi_pool(features, np.array([[0, 0, 0, 5, 5.0]]), 1.0, 2)
+    _, index = kernels.roi_pool(features, np.array([[0, 0, 0, 5, 5.0]]), 1.0, 2)
     np.testing.assert_array_equal(index[0, 0], [[0, 3], [18, 21]])
 
 
-def test_adjoint_at_fixed_index():
+def test_adjoint_at_fixed_index(kernels):
     """With the places of the maxima fixed the operation is linear."""
     ref = CASES["distinct"]
-    y, cache = roi_pool_forward(ref["features"], ref["rois"], SCALE, SIZE)
-    assert_adjoint(ref["dy"], y, roi_pool_backward(ref["dy"], cache), ref["features"])
+    y, cache = roi_pool_forward(ref["features"], ref["rois"], SCALE, SIZE, kernels=kernels)
+    assert_adjoint(ref["dy"], y, roi_pool_backward(ref["dy"], cache, kernels=kernels), ref["features"])
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("images", [2, 0])
-def test_no_rois(images, dtype):
+def test_no_rois(images, dtype, kernels):
     features = np.ones((images, 3, 9, 13), dtype)
-    y, cache = roi_pool_forward(features, np.zeros((0, 5), dtype), SCALE, 7)
-    dx = roi_pool_backward(y, cache)
+    y, cache = roi_pool_forward(features, np.zeros((0, 5), dtype), SCALE, 7, kernels=kernels)
+    dx = roi_pool_backward(y, cache, kernels=kernels)
     assert y.shape == cache.index.shape == (0, 3, 7, 7) and y.dtype == dtype
     assert dx.shape == features.shape and dx.dtype == dtype and not dx.any()
 
@@ -104,13 +104,13 @@ FEATURES, ROIS = np.ones((2, 3, 9, 13)), np.array([[1, 2.0, 3.0, 8.0, 9.0]])
     (FEATURES, ROIS, (7, 0), "output_size"),
     (FEATURES.astype(np.int32), ROIS, 7, "int32"),
 ])
-def test_bad_arguments(features, rois, size, message):
+def test_bad_arguments(features, rois, size, message, kernels):
     with pytest.raises(ValueError, match=message):
-        roi_pool(features, rois, SCALE, size)
+        kernels.roi_pool(features, rois, SCALE, size)
 
 
 @pytest.mark.parametrize("dy_shape, index_shape", [((1, 3, 7, 7), (1, 3, 7, 6)), ((1, 2, 7, 7), (1, 2, 7, 7)),
                                                    ((2, 3, 7, 7), (2, 3, 7, 7))])
-def test_bad_gradient(dy_shape, index_shape):
+def test_bad_gradient(dy_shape, index_shape, kernels):
     with pytest.raises(ValueError, match=r"\(1, 3, oh, ow\)"):
-        roi_pool_grad(np.ones(dy_shape), np.zeros(index_shape, int), ROIS, FEATURES.shape)
+        kernels.roi_pool_grad(np.ones(dy_shape), np.zeros(index_shape, int), ROIS, FEATURES.shape)

@@ -1,0 +1,121 @@
+"""3x3 convolution with stride 1 by Winograd's minimal filtering: a quarter of the multiplications.
+
+Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks" (2015, arXiv 1509.09308), section 4. Four outputs in a row
+of a filter with three taps take 4 * 3 = 12 products. Six are enough, F(4, 3), if the inputs d and the filter g are first mixed:
+
+    y = A^T [(G g) * (B^T d)]                    d (6,), g (3,), y (4,); * is elementwise: the six products
+
+In two dimensions, once along each axis, F(4x4, 3x3) makes 4x4 outputs from 6x6 inputs with 36 products instead of 144:
+
+    Y = A^T [(G g G^T) * (B^T d B)] A            d (6, 6), g (3, 3), Y (4, 4)
+
+The three matrices and where they come from are in conv_winograd_4x4.py and conv_winograd_2x2.py.
+
+Over C input channels the products are summed before A^T, so at each of the 36 places of a tile there is a matrix product. In all:
+
+    1. filters   w (O, C, 3, 3)    -> U (36, O, C)         G g G^T
+    2. inputs    x (N, C, H, W)    -> V (36, C, T)         B^T d B, for the T tiles of 4x4 outputs that cover y
+    3. products  U @ V             -> M (36, O, T)         36 matrix products: all the work
+    4. outputs   M                 -> y (N, O, OH, OW)     A^T m A, then the epilogue
+
+Tiles are counted through all images, row by row: t = (n * TH + ty) * TW + tx. So the mask head's hundred RoIs of 14 x 14 are one wide
+product, not a hundred thin ones. Steps 2 to 4 run in blocks of tiles, for V and M take 36 / 16 times the room of x and y.
+
+Backward. dx: step 1 with the filters turned round, then the same. dw, from the transposes of the same four steps:
+
+    dM = A dy A^T  (36, O, T)        dU = dM @ V^T  (36, O, C)        dw = G^T dU G
+
+which costs a quarter of the products, too.
+
+Numbers that are not finite: inf - inf in B^T d B makes NaN of outputs that never meet the inf. The output transform looks for
+that; then conv_winograd returns None, and the caller convolves in another way, which puts NaN and inf exactly where they belong.
+"""
+
+from typing import Callable, NamedTuple
+
+import numpy as np
+
+from . import conv_winograd_2x2 as f2x2
+from . import conv_winograd_4x4 as f4x4
+from .conv_scratch import scratch
+
+BLOCK_BYTES = 48 << 20   # of V and M together
+LEAST_TILES = 256        # a block's width: a narrower matrix product is slower for each number of it
+
+
+class Transforms(NamedTuple):
+    """One size of tile, and its compiled steps."""
+
+    tile: int                     # outputs along each axis
+    filters: Callable             # w -> U
+    inputs: Callable              # x -> V
+    outputs: Callable             # M -> y
+    output_gradients: Callable    # dy -> dM, the transpose of `outputs`
+    filter_gradients: Callable    # dU -> dw, the transpose of `filters`
+
+    @property
+    def places(self):
+        """Products a tile and a pair of channels: 36 or 16."""
+        return (self.tile + 2) ** 2
+
+
+TILE_4X4 = Transforms(4, f4x4.filters, f4x4.inputs, f4x4.outputs, f4x4.output_gradients, f4x4.filter_gradients)
+TILE_2X2 = Transforms(2, f2x2.filters, f2x2.inputs, f2x2.outputs, f2x2.output_gradients, f2x2.filter_gradients)
+
+
+def conv_winograd(x, w, geo, epilogue, transforms):
+    """x (N, C, H, W), w (O, C, 3, 3), stride 1, any padding -> y (N, O, OH, OW), or None if y is not finite."""
+    y = np.empty(geo.y_shape, x.dtype)
+    channels, out_channels, places = x.shape[1], len(w), transforms.places
+    tiles = tile_count(geo, transforms.tile)
+    block = block_size(tiles, places * (channels + out_channels) * x.itemsize)
+    suspect = np.zeros(out_channels, x.dtype)
+    sizes = (places * out_channels * channels, places * channels * block, places * out_channels * block)
+    with scratch(x.dtype, *sizes) as (u_buffer, v_buffer, m_buffer):
+        U = u_buffer.reshape(places, out_channels, channels)
+        transforms.filters(w, U)
+        for first in range(0, tiles, block):
+            size = min(block, tiles - first)
+            V = v_buffer[:places * channels * size].reshape(places, channels, size)
+            M = m_buffer[:places * out_channels * size].reshape(places, out_channels, size)
+            transforms.inputs(x, V, first, *geo.padding, *geo.y_shape[2:])
+            np.matmul(U, V, out=M)
+            transforms.outputs(M, y, first, epilogue.scale, epilogue.shift, epilogue.residual, epilogue.has_residual,
+                               epilogue.relu, suspect)
+    return y if np.isfinite(suspect).all() else None
+
+
+def grad_w_winograd(dy, x, geo, transforms):
+    """dy (N, O, OH, OW), x (N, C, H, W) -> dw (O, C, 3, 3), or None if it is not finite."""
+    channels, out_channels, places = x.shape[1], dy.shape[1], transforms.places
+    tiles = tile_count(geo, transforms.tile)
+    block = block_size(tiles, places * (channels + out_channels) * x.itemsize)
+    dw = np.empty(geo.w_shape, x.dtype)
+    pairs = places * out_channels * channels
+    with scratch(x.dtype, pairs, pairs, places * channels * block, places * out_channels * block) as buffers:
+        sum_buffer, product_buffer, v_buffer, m_buffer = buffers
+        dU, product = (b.reshape(places, out_channels, channels) for b in (sum_buffer, product_buffer))
+        for first in range(0, tiles, block):
+            size = min(block, tiles - first)
+            V = v_buffer[:places * channels * size].reshape(places, channels, size)
+            dM = m_buffer[:places * out_channels * size].reshape(places, out_channels, size)
+            transforms.inputs(x, V, first, *geo.padding, *geo.y_shape[2:])
+            transforms.output_gradients(dy, dM, first)
+            # forward: M = U @ V, so dU = dM @ V.T, summed over the blocks
+            np.matmul(dM, V.swapaxes(1, 2), out=product if first else dU)
+            if first:
+                dU += product
+        transforms.filter_gradients(dU, dw)
+    return dw if np.isfinite(dw).all() else None
+
+
+def tile_count(geo, tile):
+    """T: tiles of `tile` x `tile` outputs that cover all images; those at the lower and right edge may stick out."""
+    n, _, out_h, out_w = geo.y_shape
+    return n * -(-out_h // tile) * -(-out_w // tile)
+
+
+def block_size(tiles, bytes_per_tile):
+    """Tiles a block: V and M stay below BLOCK_BYTES if the block need not be thinner than LEAST_TILES; all blocks alike."""
+    most = max(LEAST_TILES, BLOCK_BYTES // bytes_per_tile)
+    return -(-tiles // -(-tiles // most))

@@ -1,0 +1,201 @@
+"""RoIAlign and its gradient: y[r, c] = Wy[r] @ features[n, c] @ Wx[r].T (nprcnn/ops/roi_align.py derives it).
+
+A bin averages samples between neighbouring pixels, so its row of Wy or Wx has a few weights side by side (its "taps") and zeros
+elsewhere. They are found once a RoI and used for all channels. Then, for one RoI of one plane, bin row after bin row:
+
+    columns = Wy[i] @ plane         a weighted sum of a few rows: the inner loop runs along them, where memory does
+    y[i] = columns @ Wx.T           a few products a bin
+
+The outer loop goes plane by plane and there RoI by RoI, so that the plane stays in the cache. Backward walks the same way: a thread
+owns a plane of the gradient and adds all its RoIs to it, so that no two threads write to one place and no atomics are needed.
+"""
+
+import numpy as np
+from numba import njit, prange
+
+from .checks import HALF, ONE, ZERO, check_floating, check_rois, plain, rois_by_image
+
+CHUNKS = 64  # of the forward's loop, to share out among threads
+LANES = 8    # float32 numbers that one AVX2 instruction works on
+
+
+@njit(cache=True)
+def _clip(point, last):
+    return min(max(point, ZERO), last)
+
+
+@njit(cache=True, error_model="numpy")
+def _axis_taps(start, side, length, sampling_ratio, first, count, weights):
+    """One axis of all RoIs: bin b of RoI r averages pixels first[r, b] .. first + count - 1, with weights[r, b].
+
+    start, side : (R,) on the feature map; length : of the feature map.
+    first, count (R, bins), weights (R, bins, span) : what comes out; the weights must be 0 before.
+    """
+    number = weights.dtype.type
+    last = number(length - 1)
+    bins = first.shape[1]
+    for r in range(len(start)):
+        bin_side = side[r] / number(bins)
+        samples = sampling_ratio if sampling_ratio > 0 else int(np.ceil(bin_side))
+        divisor = number(max(samples, 1))
+        for b in range(bins):
+            count[r, b] = 0
+            first[r, b] = 0
+            if samples < 1:
+                continue
+            bin_start = start[r] + number(b) * bin_side
+            end1 = _clip(bin_start + HALF * bin_side / divisor, last)
+            end2 = _clip(bin_start + (number(samples) - HALF) * bin_side / divisor, last)
+            low = int(min(end1, end2))
+            first[r, b] = low
+            count[r, b] = min(int(max(end1, end2)) + 1, length - 1) - low + 1
+            for i in range(samples):
+                point = bin_start + (number(i) + HALF) * bin_side / divisor
+                # A sample more than a pixel outside the map counts as 0
+                if point < -ONE or point > number(length):
+                    continue
+                point = _clip(point, last)
+                pixel = int(point)
+                fraction = point - number(pixel)
+                weights[r, b, pixel - low] += (ONE - fraction) / divisor
+                weights[r, b, min(pixel + 1, length - 1) - low] += fraction / divisor
+
+
+def _taps(start, side, bins, length, sampling_ratio):
+    # Between a bin's first and last sample lie at most bin-side pixels, and each has a neighbour
+    longest = np.abs(side).max(initial=0) / bins
+    span = -(-int(min(length, np.ceil(longest) + 2)) // 4) * 4  # whole groups of four
+    first, count = np.empty((2, len(start), bins), np.int64)
+    weights = np.zeros((len(start), bins, span), start.dtype)
+    _axis_taps(start, side, length, sampling_ratio, first, count, weights)
+    return first, count, weights
+
+
+def _roi_taps(rois, x_shape, spatial_scale, output_size, sampling_ratio, aligned, dtype):
+    """The taps of both axes, vertical first."""
+    boxes = rois[:, 1:].astype(dtype) * float(spatial_scale) - (0.5 if aligned else 0.0)
+    start, side = boxes[:, :2], boxes[:, 2:] - boxes[:, :2]
+    if not aligned:
+        side = np.maximum(side, 1)
+    return [_taps(start[:, axis].copy(), side[:, axis].copy(), output_size[1 - axis], x_shape[3 - axis], int(sampling_ratio))
+            for axis in (1, 0)]
+
+
+@njit(cache=True)
+def _extent(first, count):
+    """The pixels first .. stop - 1 that any bin of a RoI touches."""
+    start, stop = first[0], first[0] + count[0]
+    for b in range(1, len(first)):
+        start, stop = min(start, first[b]), max(stop, first[b] + count[b])
+    return start, stop
+
+
+@njit(cache=True, fastmath={"contract"})
+def _blend_rows(plane, first, count, weights, left, blocks, columns):
+    """columns[j] = the sum over k of weights[k] * plane[first + k, left + j], for j in blocks of LANES: one vector instruction each.
+
+    Four rows at a time; weights are 0 from `count` on, and there the last row stands in, so that no other pixel is looked at.
+    """
+    last = first + count - 1
+    for k in range(0, count, 4):
+        row0, row1, row2, row3 = first + k, min(first + k + 1, last), min(first + k + 2, last), min(first + k + 3, last)
+        w0, w1, w2, w3 = weights[k], weights[k + 1], weights[k + 2], weights[k + 3]
+        for block in range(blocks):
+            for j in range(block * LANES, (block + 1) * LANES):
+                x = left + j
+                total = w0 * plane[row0, x] + w1 * plane[row1, x] + w2 * plane[row2, x] + w3 * plane[row3, x]
+                columns[j] = total if k == 0 else columns[j] + total
+
+
+@njit(cache=True, fastmath={"contract"})
+def _align(plane, r, y_first, y_count, y_weights, x_first, x_count, x_weights, columns, y):
+    """RoI r of one plane (H, W) -> y (oh, ow). columns (W + LANES,): scratch."""
+    left, right = _extent(x_first[r], x_count[r])
+    blocks = -(-(right - left) // LANES)
+    # A whole number of blocks, moved to the left where it would reach beyond the map; if the map itself is narrower, none
+    if blocks * LANES <= plane.shape[1]:
+        left = min(left, plane.shape[1] - blocks * LANES)
+    else:
+        blocks = 0
+    for i in range(y.shape[0]):
+        if blocks > 0:
+            _blend_rows(plane, y_first[r, i], y_count[r, i], y_weights[r, i], left, blocks, columns)
+        else:
+            columns[:right - left] = ZERO
+            for k in range(y_count[r, i]):
+                for j in range(right - left):
+                    columns[j] += y_weights[r, i, k] * plane[y_first[r, i] + k, left + j]
+        for o in range(y.shape[1]):
+            total = y.dtype.type(0)
+            place = x_first[r, o] - left
+            for k in range(x_count[r, o]):
+                total += x_weights[r, o, k] * columns[place + k]
+            y[i, o] = total
+
+
+@njit(cache=True, parallel=True)
+def _align_all(features, image, order, y_first, y_count, y_weights, x_first, x_count, x_weights, chunks, y):
+    rois, channels = y.shape[:2]
+    for chunk in prange(chunks):
+        columns = np.empty(features.shape[3] + LANES, features.dtype)
+        for task in range(chunk * rois * channels // chunks, (chunk + 1) * rois * channels // chunks):
+            c, r = task // rois, order[task % rois]
+            _align(features[image[r], c], r, y_first, y_count, y_weights, x_first, x_count, x_weights, columns, y[r, c])
+
+
+def roi_align(features, rois, spatial_scale, output_size, sampling_ratio=2, aligned=False):
+    """RoIAlign of every RoI: features (N, C, H, W), rois (R, 5) -> (R, C, oh, ow). See nprcnn.ops.roi_align."""
+    out_h, out_w = check_rois(rois, features.shape, output_size)
+    check_floating(features, "features")
+    y = np.empty((len(rois), features.shape[1], out_h, out_w), features.dtype)
+    if y.size:
+        vertical, horizontal = _roi_taps(rois, features.shape, spatial_scale, (out_h, out_w), sampling_ratio, aligned,
+                                         features.dtype)
+        order, _ = rois_by_image(rois, len(features))
+        _align_all(plain(features), rois[:, 0].astype(np.int64), order, *vertical, *horizontal, CHUNKS, y)
+    return y
+
+
+@njit(cache=True, fastmath={"contract"})
+def _align_grad(dy, y_first, y_count, y_weights, x_first, x_count, x_weights, dcolumns, dplane):
+    """Add one RoI's dy (oh, ow) to its plane (H, W). dcolumns (W,): scratch."""
+    left, right = _extent(x_first, x_count)
+    width = right - left
+    for i in range(dy.shape[0]):
+        # forward: y[i] = columns @ Wx.T, so dcolumns = dy[i] @ Wx
+        dcolumns[:width] = ZERO
+        for o in range(dy.shape[1]):
+            place = x_first[o] - left
+            for k in range(x_count[o]):
+                dcolumns[place + k] += x_weights[o, k] * dy[i, o]
+        # forward: columns = Wy[i] @ plane, so dplane += Wy[i].T @ dcolumns
+        for k in range(y_count[i]):
+            weight = y_weights[i, k]
+            if weight != ZERO:
+                row = dplane[y_first[i] + k, left:right]
+                for j in range(width):
+                    row[j] += weight * dcolumns[j]
+
+
+@njit(cache=True, parallel=True)
+def _align_grad_all(dy, order, starts, y_first, y_count, y_weights, x_first, x_count, x_weights, dx):
+    channels = dx.shape[1]
+    for plane in prange(dx.shape[0] * channels):
+        n, c = plane // channels, plane % channels
+        dcolumns = np.empty(dx.shape[3], dx.dtype)
+        dx[n, c] = 0
+        for r in order[starts[n]:starts[n + 1]]:
+            _align_grad(dy[r, c], y_first[r], y_count[r], y_weights[r], x_first[r], x_count[r], x_weights[r], dcolumns, dx[n, c])
+
+
+def roi_align_grad(dy, rois, x_shape, spatial_scale, output_size, sampling_ratio=2, aligned=False):
+    """Gradient of the features (N, C, H, W) from that of `roi_align`'s output, dy (R, C, oh, ow)."""
+    out_h, out_w = check_rois(rois, x_shape, output_size)
+    if dy.shape != (len(rois), x_shape[1], out_h, out_w):
+        raise ValueError(f"dy must have shape {(len(rois), x_shape[1], out_h, out_w)}, got {dy.shape}")
+    if dy.size == 0:
+        return np.zeros(x_shape, dy.dtype)
+    dx = np.empty(x_shape, dy.dtype)
+    vertical, horizontal = _roi_taps(rois, x_shape, spatial_scale, (out_h, out_w), sampling_ratio, aligned, dy.dtype)
+    _align_grad_all(plain(dy), *rois_by_image(rois, x_shape[0]), *vertical, *horizontal, dx)
+    return dx
