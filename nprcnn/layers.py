@@ -186,6 +186,13 @@ class ConvTranspose2d(Layer):
         return dx
 
 
+def relu_after(h, train):
+    """ReLU of what a layer has just put out, (any shape) -> y, cache. Outside of training it is taken in place: nobody else has h."""
+    if train:
+        return relu_forward(h)
+    return np.maximum(h, 0, out=h), None
+
+
 def flatten(x):
     """(R, ...) -> (R, F), what Linear takes. reshape(R, -1) cannot tell what F is when there are no rows."""
     return x.reshape(len(x), int(np.prod(x.shape[1:])))
@@ -279,25 +286,25 @@ def conv_block(rng, in_channels, out_channels, kernel_size, norm=None, init=kaim
             NORMS[norm](out_channels) if norm else None]
 
 
-def conv_norm_relu(conv, norm, x, train, residual=None, relu_after=True):
+def conv_norm_relu(conv, norm, x, train, residual=None, relu=True):
     """y = relu(norm(conv(x)) + residual): the one place where convolution, norm, sum and ReLU meet.
 
     x (N, C, H, W) -> y (N, O, H', W') and a cache for conv_norm_relu_backward (None without train). norm may be None, and so may
-    residual (an array of y's shape); relu_after=False leaves the ReLU out. In training step by step, each with its cache; else in one
+    residual (an array of y's shape); relu=False leaves the ReLU out. In training step by step, each with its cache; else in one
     kernel call, whose reference (ops.conv.conv2d_fused) takes the same steps.
     """
     if not train:
         scale, shift = (None, None) if norm is None else norm.scale_and_shift()
         bias = None if conv.bias is None else conv.bias.data
         return backend.active().conv2d_fused(x, conv.weight.data, bias, conv.stride, conv.padding, conv.dilation, conv.groups,
-                                             scale, shift, residual, relu_after), None
+                                             scale, shift, residual, relu), None
     y, conv_cache = conv.forward(x, train)
     norm_cache = relu_cache = None
     if norm is not None:
         y, norm_cache = norm.forward(y, train)
     if residual is not None:
         y = y + residual
-    if relu_after:
+    if relu:
         y, relu_cache = relu_forward(y)
     return y, (conv_cache, norm_cache, relu_cache)
 

@@ -206,13 +206,13 @@ def test_conv_norm_relu_is_the_composition(norm_layer, train):
     check(y, activation.relu(n + residual))
     assert (cache is None) == (not train)
     assert (y == 0).any() and (y > 0).any()
-    plain, _ = conv_norm_relu(conv_layer, norm_layer and fill(norm_layer, "norm "), x, train, relu_after=False)
+    plain, _ = conv_norm_relu(conv_layer, norm_layer and fill(norm_layer, "norm "), x, train, relu=False)
     check(plain, n)
 
 
 @pytest.mark.parametrize("norm_layer", [None, BatchNorm2d(3), FrozenBatchNorm2d(3)], ids=["none", "batch", "frozen"])
-@pytest.mark.parametrize("relu_after", [False, True])
-def test_conv_norm_relu_gradients(norm_layer, relu_after):
+@pytest.mark.parametrize("relu", [False, True])
+def test_conv_norm_relu_gradients(norm_layer, relu):
     conv_layer = fill(Conv2d(np.random.default_rng(0), 2, 3, 3, stride=2, padding=1), "conv ")
     norm_layer = norm_layer and fill(norm_layer, "norm ")
     own = conv_layer.parameters() + (norm_layer.parameters() if norm_layer else [])
@@ -220,7 +220,7 @@ def test_conv_norm_relu_gradients(norm_layer, relu_after):
     def forward(x, residual, *values):
         for parameter, value in zip(own, values):
             parameter.data = value
-        return conv_norm_relu(conv_layer, norm_layer, x, True, residual, relu_after)
+        return conv_norm_relu(conv_layer, norm_layer, x, True, residual, relu)
 
     def backward(dy, cache):
         conv_layer.zero_grad()

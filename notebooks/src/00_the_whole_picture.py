@@ -256,7 +256,7 @@ from nprcnn.layers import conv_norm_relu
 from nprcnn.ops.resize import resize_nearest
 
 def conv(block, x):
-    return conv_norm_relu(*block, x, train=False, relu_after=False)[0]
+    return conv_norm_relu(*block, x, train=False, relu=False)[0]
 
 fpn, c4, c5 = model.backbone.fpn, trace["backbone.layer3"], trace["backbone.layer4"]
 inner5 = conv(fpn.inner_blocks[3], c5)

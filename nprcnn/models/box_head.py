@@ -6,8 +6,8 @@
 
 import numpy as np
 
-from ..layers import Layer, Linear, conv_block, conv_norm_relu, conv_norm_relu_backward, flatten, named_tensors
-from ..ops.activation import relu_backward, relu_forward
+from ..layers import Layer, Linear, conv_block, conv_norm_relu, conv_norm_relu_backward, flatten, named_tensors, relu_after
+from ..ops.activation import relu_backward
 from ..ops.boxes import encode_boxes
 from ..ops.losses import (smooth_l1_backward, smooth_l1_forward, softmax_cross_entropy_backward,
                           softmax_cross_entropy_forward)
@@ -26,9 +26,9 @@ class BoxHead(Layer):
     def forward(self, x, train):
         """(R, C, 7, 7) -> (R, hidden), cache."""
         h, cache6 = self.fc6.forward(flatten(x), train)
-        h, relu6 = relu_forward(h)
+        h, relu6 = relu_after(h, train)
         h, cache7 = self.fc7.forward(h, train)
-        h, relu7 = relu_forward(h)
+        h, relu7 = relu_after(h, train)
         return h, (x.shape, cache6, relu6, cache7, relu7) if train else None
 
     def backward(self, dh, cache):
@@ -65,7 +65,7 @@ class ConvBoxHead(Layer):
             x, cache = conv_norm_relu(*block, x, train)
             caches.append(cache)
         h, fc_cache = self.fc.forward(flatten(x), train)
-        h, relu_cache = relu_forward(h)
+        h, relu_cache = relu_after(h, train)
         return h, (caches, x.shape, fc_cache, relu_cache) if train else None
 
     def backward(self, dh, cache):

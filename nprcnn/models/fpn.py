@@ -38,12 +38,13 @@ class FPN(Layer):
         inner, pyramid = [None] * count, [None] * count
         lateral_caches, resize_caches, output_caches = [None] * count, [None] * count, [None] * count
         for i in reversed(range(count)):
-            inner[i], lateral_caches[i] = conv_norm_relu(*self.inner_blocks[i], features[i], train, relu_after=False)
+            top_down = None
             if i + 1 < count:
-                top_down, resize_caches[i] = resize_nearest_forward(inner[i + 1], inner[i].shape[2:],
+                top_down, resize_caches[i] = resize_nearest_forward(inner[i + 1], features[i].shape[2:],
                                                                     kernels=backend.active())
-                inner[i] = inner[i] + top_down
-            pyramid[i], output_caches[i] = conv_norm_relu(*self.layer_blocks[i], inner[i], train, relu_after=False)
+            inner[i], lateral_caches[i] = conv_norm_relu(*self.inner_blocks[i], features[i], train, residual=top_down,
+                                                         relu=False)
+            pyramid[i], output_caches[i] = conv_norm_relu(*self.layer_blocks[i], inner[i], train, relu=False)
         pyramid.append(np.ascontiguousarray(pyramid[-1][:, :, ::2, ::2]))  # a 1x1 max-pool of stride 2
         for level, p in zip(LEVELS, pyramid):
             record(trace, f"fpn.{level}", p)
@@ -66,11 +67,12 @@ class FPN(Layer):
             # forward: P_i = conv3x3(inner_i), and inner_i was also resized into inner_(i-1): the gradients add
             dinner, _ = conv_norm_relu_backward(*self.layer_blocks[i], dpyramid[i], output_caches[i])
             dinner = dinner + dinner_from_below
-            # forward: inner_i = conv1x1(C_i) + resize(inner_(i+1))      the sum gives the same gradient to both
-            dfeatures.append(conv_norm_relu_backward(*self.inner_blocks[i], dinner, lateral_caches[i])[0])
+            # forward: inner_i = conv1x1(C_i) + top_down      the sum gives the same gradient to both
+            dfeature, dtop_down = conv_norm_relu_backward(*self.inner_blocks[i], dinner, lateral_caches[i])
+            dfeatures.append(dfeature)
             if i + 1 < count:
                 # forward: top_down = resize(inner_(i+1))
-                dinner_from_below = resize_nearest_backward(dinner, resize_caches[i], kernels=backend.active())
+                dinner_from_below = resize_nearest_backward(dtop_down, resize_caches[i], kernels=backend.active())
         return dfeatures
 
 

@@ -126,7 +126,7 @@ class MaskRCNN(Layer):
         boxes = transform.resize_boxes(boxes, size, original_size)
         if masks is not None:
             paste = backend.active().paste_masks if self.paste == "integer" else paste_masks_continuous
-            masks = paste(masks, boxes, original_size) >= 0.5
+            masks = paste(masks, boxes, original_size, threshold=0.5)
         return Detections(boxes, labels, scores, masks, proposal, self.roi_levels[levels[proposal]], proposal_anchor[proposal])
 
     # ----------------------------------------------------------------------------------------------------- training

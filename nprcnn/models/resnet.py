@@ -103,7 +103,7 @@ def _downsample(rng, in_channels, out_channels, stride, options):
 def _shortcut(downsample, x, train):
     if downsample is None:
         return x, None
-    return conv_norm_relu(*downsample, x, train, relu_after=False)
+    return conv_norm_relu(*downsample, x, train, relu=False)
 
 
 def _shortcut_backward(downsample, dy, cache):
