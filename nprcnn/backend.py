@@ -62,7 +62,7 @@ NUMPY = KernelSet(
     nms=nms, box_iou=box_iou, paste_masks=paste_masks,
 )
 
-KERNEL_SETS = {"numpy": NUMPY, "numba": None}  # None: built when it is first asked for
+KERNEL_SETS = {"numpy": NUMPY, "numba": None, "cuda-on-cpu": None}  # None: built when it is first asked for
 
 _active = None  # until somebody asks: an import must not fail because of an environment variable
 
@@ -86,7 +86,7 @@ def kernel_set(name):
     if name not in KERNEL_SETS:
         raise BackendError(f"there is no set of kernels named {name!r}; choose one of: {', '.join(KERNEL_SETS)}")
     if KERNEL_SETS[name] is None:
-        KERNEL_SETS[name] = _numba_set()
+        KERNEL_SETS[name] = _numba_set() if name == "numba" else _cuda_on_cpu_set()
     return KERNEL_SETS[name]
 
 
@@ -122,6 +122,15 @@ def _numba_set():
         roi_pool=roi_pool.roi_pool, roi_pool_grad=roi_pool.roi_pool_grad,
         nms=nms.nms, box_iou=boxes.box_iou, paste_masks=paste.paste_masks,
     )
+
+
+def _cuda_on_cpu_set():
+    """The CUDA kernels, compiled for the CPU: slow, and each thread can be stepped through. What has no kernel is NumPy's."""
+    from .kernels.cuda_on_cpu import compiler, kernel_set
+    try:
+        return NUMPY._replace(name="cuda-on-cpu", **kernel_set.functions())
+    except compiler.NoCompiler as error:
+        raise BackendError(str(error)) from None
 
 
 class use:

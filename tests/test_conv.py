@@ -1,4 +1,5 @@
 import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import hypothesis.strategies as st
@@ -6,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
+from nprcnn import backend
 from nprcnn.ops import conv
 from nprcnn.ops.conv import conv2d, conv2d_backward, conv2d_forward, conv2d_grad_w, conv2d_grad_x
 from reference_values import assert_adjoint, load_cases, strided
@@ -15,11 +17,38 @@ CASES = load_cases("conv.npz")
 CLOSE = dict(rtol=1e-12, atol=1e-12)
 
 
-def run(case, change=lambda a: a):
+# Every implementation runs the same tests: the NumPy functions, the compiled ones as they choose their algorithm, and each algorithm
+# wherever it can do the work.
+IMPLEMENTATIONS = ["numpy", "numba", "winograd 4x4", "winograd 2x2", "direct", "im2col"]
+
+
+@pytest.fixture(params=IMPLEMENTATIONS)
+def kernels(request, monkeypatch):
+    return implementation(request.param, monkeypatch)
+
+
+def implementation(name, monkeypatch):
+    if name == "numpy":
+        return backend.kernel_set("numpy")
+    pytest.importorskip("numba")
+    kernels = backend.kernel_set("numba")
+    if name != "numba":
+        from nprcnn.kernels.cpu import conv as compiled
+        choose = compiled._choose
+
+        def can_winograd(geo):
+            return (geo.kernel, geo.stride, geo.dilation, geo.groups) == ((3, 3), (1, 1), (1, 1), 1)
+
+        monkeypatch.setattr(compiled, "_choose", lambda geo, dtype: name if not name.startswith("winograd") or can_winograd(geo)
+                            else choose(geo, dtype))
+    return kernels
+
+
+def run(case, kernels, change=lambda a: a):
     """y, dx, dw, db of a stored case, whose arrays go through `change` first."""
     ref = {name: value if name == "options" else change(value) for name, value in CASES[case].items()}
-    y, cache = conv2d_forward(ref["x"], ref["w"], ref.get("b"), **ref["options"])
-    return y, *conv2d_backward(ref["dy"], cache)
+    y, cache = conv2d_forward(ref["x"], ref["w"], ref.get("b"), **ref["options"], kernels=kernels)
+    return y, *conv2d_backward(ref["dy"], cache, kernels=kernels)
 
 
 def assert_equals_reference(case, results, **tolerance):
@@ -33,18 +62,18 @@ def assert_equals_reference(case, results, **tolerance):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_equals_pytorch(case):
-    assert_equals_reference(case, run(case), **CLOSE)
+def test_equals_pytorch(case, kernels):
+    assert_equals_reference(case, run(case, kernels), **CLOSE)
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_non_contiguous_input(case):
-    assert_equals_reference(case, run(case, strided), **CLOSE)
+def test_non_contiguous_input(case, kernels):
+    assert_equals_reference(case, run(case, kernels, strided), **CLOSE)
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_float32_stays_float32(case):
-    results = run(case, lambda a: a.astype(np.float32))
+def test_float32_stays_float32(case, kernels):
+    results = run(case, kernels, lambda a: a.astype(np.float32))
     assert all(result is None or result.dtype == np.float32 for result in results)
     # float32 rounds 2^29 times more coarsely than float64, for which CLOSE holds with a margin
     assert_equals_reference(case, results, rtol=1e-4, atol=1e-4)
@@ -64,7 +93,7 @@ def test_blocks_give_the_same_result(monkeypatch, column_bytes, kind):
             kinds.append("two images" if images == 2 else "one row" if rows == 1 else
                          "some rows" if rows < out_h else "one image")
         assert (covered == 1).all()
-        assert_equals_reference(case, run(case), **CLOSE)
+        assert_equals_reference(case, run(case, None), **CLOSE)
     assert kinds.count(kind) >= 5
 
 
@@ -86,12 +115,13 @@ def pairs(low, high):
     return st.tuples(st.integers(low, high), st.integers(low, high))
 
 
+@pytest.mark.parametrize("name", IMPLEMENTATIONS)
 @settings(max_examples=80, deadline=None, derandomize=True, database=None)
 @given(n=st.integers(0, 3), channels=pairs(1, 3), groups=st.integers(1, 3), more=pairs(0, 6),
-       kernel=pairs(1, 4), stride=pairs(1, 3), padding=pairs(0, 4), dilation=pairs(1, 2),
-       column_bytes=st.sampled_from([1, 1000, 1 << 20]))
-def test_equals_the_definition(n, channels, groups, more, kernel, stride, padding, dilation, column_bytes):
-    """y against a loop; dx and dw by the adjoint test, as conv2d is linear in x and in w."""
+       kernel=st.one_of(pairs(1, 4), st.just((3, 3))), stride=st.one_of(pairs(1, 3), st.just((1, 1))), padding=pairs(0, 4),
+       dilation=st.one_of(pairs(1, 2), st.just((1, 1))), column_bytes=st.sampled_from([1, 1000, 1 << 20]))
+def test_equals_the_definition(name, n, channels, groups, more, kernel, stride, padding, dilation, column_bytes):
+    """y against a loop; dx and dw by the adjoint test, as conv2d is linear in x and in w. Blocks as small as one row, too."""
     rng = np.random.default_rng(0)
     height, width = (max(1, d * (k - 1) + 1 - 2 * p) + m
                      for d, k, p, m in zip(dilation, kernel, padding, more))
@@ -100,26 +130,127 @@ def test_equals_the_definition(n, channels, groups, more, kernel, stride, paddin
     b = rng.standard_normal(len(w))
     options = (stride, padding, dilation, groups)
     with pytest.MonkeyPatch.context() as patch:
+        kernels = implementation(name, patch)
         patch.setattr(conv, "COLUMN_BYTES", column_bytes)
-        y = conv2d(x, w, b, *options)
+        if name != "numpy":
+            from nprcnn.kernels.cpu import conv_im2col, conv_pointwise, conv_winograd
+            patch.setattr(conv_im2col, "COLUMN_BYTES", column_bytes)
+            patch.setattr(conv_pointwise, "BLOCK_BYTES", column_bytes)
+            patch.setattr(conv_pointwise, "LEAST_PIXELS", 1 + column_bytes // 50)
+            patch.setattr(conv_winograd, "BLOCK_BYTES", column_bytes)
+            patch.setattr(conv_winograd, "LEAST_TILES", 1 + column_bytes // 200)
+        y = kernels.conv2d(x, w, b, *options)
         np.testing.assert_allclose(y, naive(x, w, b, *options), **CLOSE)
+        scale, shift, residual = rng.standard_normal(len(w)), rng.standard_normal(len(w)), rng.standard_normal(y.shape)
+        fused = kernels.conv2d_fused(x, w, b, *options, scale=scale, shift=shift, residual=residual, relu=True)
+        np.testing.assert_allclose(fused, np.maximum(y * scale[:, None, None] + shift[:, None, None] + residual, 0), **CLOSE)
         if n:
-            dy, ax = rng.standard_normal(y.shape), conv2d(x, w, None, *options)
-            assert_adjoint(dy, ax, conv2d_grad_x(dy, w, x.shape, *options), x)
-            assert_adjoint(dy, ax, conv2d_grad_w(dy, x, w.shape, *options), w)
+            dy, ax = rng.standard_normal(y.shape), kernels.conv2d(x, w, None, *options)
+            assert_adjoint(dy, ax, kernels.conv2d_grad_x(dy, w, x.shape, *options), x)
+            assert_adjoint(dy, ax, kernels.conv2d_grad_w(dy, x, w.shape, *options), w)
 
 
-def test_options_as_one_int():
+# Sizes at which the compiled algorithms do all that they can do: whole chunks of 64 tiles, more than 64 channels, more than one block
+LARGE = {"wide": (1, 70, 9, 301), "many small": (37, 34, 14, 14), "one pixel": (3, 33, 1, 1)}
+
+
+@pytest.mark.parametrize("shape", LARGE.values(), ids=LARGE)
+def test_large_maps_in_float32(shape, kernels):
+    """Against NumPy in float64. Winograd 4x4 rounds up to 1.6e-5 of the largest number (python -m nprcnn.kernels.cpu.conv_errors)."""
+    rng = np.random.default_rng(0)
+    x, w = rng.standard_normal(shape), rng.standard_normal((41, shape[1], 3, 3))
+    dy = rng.standard_normal((shape[0], 41, *shape[2:]))
+    x32, w32, dy32 = (a.astype(np.float32) for a in (x, w, dy))
+    for got, want in ((kernels.conv2d(x32, w32, None, 1, 1), conv2d(x, w, None, 1, 1)),
+                      (kernels.conv2d_grad_x(dy32, w32, x.shape, 1, 1), conv2d_grad_x(dy, w, x.shape, 1, 1)),
+                      (kernels.conv2d_grad_w(dy32, x32, w.shape, 1, 1), conv2d_grad_w(dy, x, w.shape, 1, 1))):
+        assert got.dtype == np.float32
+        np.testing.assert_allclose(got, want, rtol=0, atol=4e-5 * np.abs(want).max())
+
+
+@pytest.mark.parametrize("given", ["scale", "shift", "residual", "relu", "b"])
+def test_fused_one_at_a_time(given, kernels):
+    ref = CASES["3x3"]
+    rng = np.random.default_rng(0)
+    y = conv2d(ref["x"], ref["w"], None, **ref["options"])
+    values = {"scale": rng.standard_normal(4), "shift": rng.standard_normal(4), "b": rng.standard_normal(4),
+              "residual": rng.standard_normal(y.shape), "relu": True}
+    values["residual"].flags.writeable = False
+    column = values[given][:, None, None] if given in ("scale", "shift", "b") else values[given]
+    want = {"scale": lambda: y * column, "shift": lambda: y + column, "b": lambda: y + column, "residual": lambda: y + column,
+            "relu": lambda: np.maximum(y, 0)}[given]()
+    got = kernels.conv2d_fused(ref["x"], ref["w"], **ref["options"], **{given: values[given]})
+    np.testing.assert_allclose(got, want, **CLOSE)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 1e38])
+def test_what_is_not_finite_goes_where_convolution_puts_it(bad, kernels):
+    """Winograd mixes the inputs of a whole tile: inf - inf there would be NaN at outputs that never see the inf."""
+    x, w = np.ones((1, 33, 12, 12), np.float32), np.ones((34, 33, 3, 3), np.float32)
+    x[0, 5, 6, 6] = bad
+    with np.errstate(all="ignore"):
+        y = kernels.conv2d_fused(x, w, padding=1, relu=True)
+        dw = kernels.conv2d_grad_w(np.ones((1, 34, 12, 12), np.float32), x, w.shape, padding=1)
+    seen = np.zeros((12, 12), bool)
+    seen[5:8, 5:8] = True
+    clean = conv2d(np.ones((1, 33, 12, 12)), w, padding=1)
+    np.testing.assert_allclose(y[0, :, ~seen], clean[0, :, ~seen], rtol=1e-4)
+    expected = np.nan if np.isnan(bad) else max(bad, 0)
+    np.testing.assert_allclose(y[0, :, seen], np.full((9, 34), expected), rtol=1e-6)     # a few roundings
+    channel = np.arange(33) == 5
+    assert np.isfinite(dw[:, ~channel]).all()
+    np.testing.assert_allclose(dw[:, channel], np.full((34, 1, 3, 3), bad), rtol=1e-6)
+
+
+def test_the_choice():
+    pytest.importorskip("numba")
+    from nprcnn.kernels.cpu.conv import choose_algorithm
+    for want, x_shape, w_shape, options in (
+            ("winograd 4x4", (1, 256, 200, 304), (256, 256, 3, 3), dict(padding=1)),      # P2
+            ("winograd 4x4", (100, 256, 14, 14), (256, 256, 3, 3), dict(padding=1)),      # the mask head
+            ("winograd 2x2", (1, 256, 13, 19), (256, 256, 3, 3), dict(padding=1)),        # P6: few tiles
+            ("im2col", (1, 256, 4, 4), (256, 256, 3, 3), dict(padding=1)),                # hardly any
+            ("im2col", (1, 256, 200, 304), (256, 256, 3, 3), dict(padding=1, dtype=np.float64)),
+            ("im2col", (1, 256, 50, 76), (256, 256, 3, 3), dict(padding=2, dilation=2)),
+            ("im2col", (1, 128, 200, 304), (128, 128, 3, 3), dict(stride=2, padding=1)),
+            ("im2col", (1, 3, 800, 1216), (64, 3, 7, 7), dict(stride=2, padding=3)),
+            ("im2col", (1, 256, 200, 304), (512, 256, 1, 1), dict(stride=2)),
+            ("im2col", (1, 256, 50, 76), (256, 8, 3, 3), dict(padding=1, groups=32)),     # ResNeXt
+            ("direct", (1, 256, 50, 76), (256, 1, 3, 3), dict(padding=1, groups=256)),
+            ("pointwise", (1, 256, 200, 304), (64, 256, 1, 1), {})):
+        assert choose_algorithm(x_shape, w_shape, **options) == want
+
+
+def test_two_threads_do_not_share_scratch(kernels):
+    rng = np.random.default_rng(0)
+    xs = [rng.standard_normal((1, 34, 20, 20 + i)).astype(np.float32) for i in range(4)]
+    w = rng.standard_normal((36, 34, 3, 3)).astype(np.float32)
+    alone = [kernels.conv2d(x, w, None, 1, 1) for x in xs]
+    with ThreadPoolExecutor(2) as pool:
+        together = list(pool.map(lambda i: kernels.conv2d(xs[i % 4], w, None, 1, 1), range(24)))
+    for i, y in enumerate(together):
+        np.testing.assert_array_equal(y, alone[i % 4])
+
+
+def test_outputs_are_never_scratch(kernels):
+    x, w = np.ones((1, 34, 20, 20), np.float32), np.ones((36, 34, 3, 3), np.float32)
+    y = kernels.conv2d(x, w, None, 1, 1)
+    before = y.copy()
+    kernels.conv2d(3 * x, w, None, 1, 1)
+    np.testing.assert_array_equal(y, before)
+
+
+def test_options_as_one_int(kernels):
     ref = CASES["dilated"]
-    y = conv2d(ref["x"], ref["w"], ref["b"], padding=2, dilation=2)
+    y = kernels.conv2d(ref["x"], ref["w"], ref["b"], padding=2, dilation=2)
     np.testing.assert_allclose(y, ref["y"], **CLOSE)
 
 
-def test_empty_batch():
+def test_empty_batch(kernels):
     w, b = np.ones((4, 3, 3, 3), np.float32), np.ones(4, np.float32)
-    y, cache = conv2d_forward(np.empty((0, 3, 7, 5), np.float32), w, b, stride=2, padding=1)
+    y, cache = conv2d_forward(np.empty((0, 3, 7, 5), np.float32), w, b, stride=2, padding=1, kernels=kernels)
     assert y.shape == (0, 4, 4, 3) and y.dtype == np.float32
-    dx, dw, db = conv2d_backward(y, cache)
+    dx, dw, db = conv2d_backward(y, cache, kernels=kernels)
     assert dx.shape == (0, 3, 7, 5)
     assert dw.shape == w.shape and not dw.any()
     assert db.shape == b.shape and not db.any()
@@ -190,14 +321,20 @@ X, W, B = np.zeros((2, 4, 5, 6)), np.zeros((6, 4, 3, 3)), np.zeros(6)
     ((X, W, B, 1, 0, 0), r"dilation \(0, 0\)"),
     ((X, W, B, 1, 0, 3), r"larger than x \(2, 4, 5, 6\)"),
 ])
-def test_bad_arguments(arguments, named):
+def test_bad_arguments(arguments, named, kernels):
     with pytest.raises(ValueError, match=named):
-        conv2d_forward(*arguments)
+        conv2d_forward(*arguments, kernels=kernels)
 
 
-def test_bad_dy():
+def test_bad_dy(kernels):
     dy = np.zeros((2, 6, 3, 3))
     with pytest.raises(ValueError, match=r"\(2, 6, 3, 4\), not \(2, 6, 3, 3\)"):
-        conv2d_grad_x(dy, W, X.shape)
+        kernels.conv2d_grad_x(dy, W, X.shape)
     with pytest.raises(ValueError, match=r"\(2, 6, 3, 4\), not \(2, 6, 3, 3\)"):
-        conv2d_grad_w(dy, X, W.shape)
+        kernels.conv2d_grad_w(dy, X, W.shape)
+
+
+@pytest.mark.parametrize("name, value", [("scale", np.ones(5)), ("shift", np.ones((6, 1))), ("residual", np.ones((2, 6, 3, 3)))])
+def test_bad_fused_arguments(name, value, kernels):
+    with pytest.raises(ValueError, match=f"{name} must .* not .{value.shape[0]}"):
+        kernels.conv2d_fused(X, W, **{name: value})

@@ -20,6 +20,7 @@ from .conv_geometry import check_like_output, check_vector, geometry, turned_rou
 from .conv_im2col import conv_im2col, grad_w_im2col, grad_x_im2col
 from .conv_pointwise import conv_pointwise, grad_w_pointwise, grad_x_pointwise
 from .conv_winograd import TILE_2X2, TILE_4X4, conv_winograd, grad_w_winograd, tile_count
+from .lock import one_at_a_time
 
 ALGORITHMS = ("pointwise", "winograd 4x4", "winograd 2x2", "direct", "im2col")
 
@@ -93,14 +94,16 @@ def conv2d_grad_x(dy, w, x_shape, stride=1, padding=0, dilation=1, groups=1):
     if 0 in geo.x_shape:
         return np.zeros(geo.x_shape, dtype)
     if geo.kernel == (1, 1) and geo.stride == (1, 1) and geo.padding == (0, 0):
-        return grad_x_pointwise(dy, w, geo, make_epilogue(geo, dtype))
+        with one_at_a_time:
+            return grad_x_pointwise(dy, w, geo, make_epilogue(geo, dtype))
     reach = tuple(d * (k - 1) for d, k in zip(geo.dilation, geo.kernel))
     if geo.stride == (1, 1) and all(p <= r for p, r in zip(geo.padding, reach)):
         # forward: y[q] = sum over i of w[i] x[q + i - padding], so dx[p] = sum over i of w[i] dy[p - i + padding]
         w = plain(turned_round(w, groups))
         back = geometry(dy.shape, w.shape, 1, tuple(r - p for r, p in zip(reach, geo.padding)), geo.dilation, groups)
         return convolve(_choose(back, dtype), dy, w, back, make_epilogue(back, dtype))
-    return grad_x_im2col(dy, w, geo)
+    with one_at_a_time:
+        return grad_x_im2col(dy, w, geo)
 
 
 def conv2d_grad_w(dy, x, w_shape, stride=1, padding=0, dilation=1, groups=1):
@@ -115,27 +118,29 @@ def convolve(algorithm, x, w, geo, epilogue):
     """conv2d by the algorithm of that name; x and w are C-ordered and of one dtype."""
     if 0 in geo.y_shape:
         return np.empty(geo.y_shape, x.dtype)
-    if algorithm == "pointwise":
-        return conv_pointwise(x, w, geo, epilogue)
-    if algorithm == "direct":
-        return conv_direct(x, w, geo, epilogue)
-    y = None
-    if algorithm.startswith("winograd"):
-        y = conv_winograd(x, w, geo, epilogue, TILE_4X4 if algorithm == "winograd 4x4" else TILE_2X2)
-    # Winograd gives up where a number is not finite: see its file
-    return conv_im2col(x, w, geo, epilogue) if y is None else y
+    with one_at_a_time:
+        if algorithm == "pointwise":
+            return conv_pointwise(x, w, geo, epilogue)
+        if algorithm == "direct":
+            return conv_direct(x, w, geo, epilogue)
+        y = None
+        if algorithm.startswith("winograd"):
+            y = conv_winograd(x, w, geo, epilogue, TILE_4X4 if algorithm == "winograd 4x4" else TILE_2X2)
+        # Winograd gives up where a number is not finite: see its file
+        return conv_im2col(x, w, geo, epilogue) if y is None else y
 
 
 def gradient_to_filters(algorithm, dy, x, geo):
     """conv2d_grad_w by the algorithm of that name; "direct" has none of its own."""
     if 0 in geo.y_shape:
         return np.zeros(geo.w_shape, x.dtype)
-    if algorithm == "pointwise":
-        return grad_w_pointwise(dy, x, geo)
-    dw = None
-    if algorithm.startswith("winograd"):
-        dw = grad_w_winograd(dy, x, geo, TILE_4X4 if algorithm == "winograd 4x4" else TILE_2X2)
-    return grad_w_im2col(dy, x, geo) if dw is None else dw
+    with one_at_a_time:
+        if algorithm == "pointwise":
+            return grad_w_pointwise(dy, x, geo)
+        dw = None
+        if algorithm.startswith("winograd"):
+            dw = grad_w_winograd(dy, x, geo, TILE_4X4 if algorithm == "winograd 4x4" else TILE_2X2)
+        return grad_w_im2col(dy, x, geo) if dw is None else dw
 
 
 def _common_dtype(a, b, **named):

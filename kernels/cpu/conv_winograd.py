@@ -79,7 +79,8 @@ def conv_winograd(x, w, geo, epilogue, transforms):
             V = v_buffer[:places * channels * size].reshape(places, channels, size)
             M = m_buffer[:places * out_channels * size].reshape(places, out_channels, size)
             transforms.inputs(x, V, first, *geo.padding, *geo.y_shape[2:])
-            np.matmul(U, V, out=M)
+            with np.errstate(all="ignore"):     # what is not finite is thrown away below
+                np.matmul(U, V, out=M)
             transforms.outputs(M, y, first, epilogue.scale, epilogue.shift, epilogue.residual, epilogue.has_residual,
                                epilogue.relu, suspect)
     return y if np.isfinite(suspect).all() else None
@@ -102,9 +103,10 @@ def grad_w_winograd(dy, x, geo, transforms):
             transforms.inputs(x, V, first, *geo.padding, *geo.y_shape[2:])
             transforms.output_gradients(dy, dM, first)
             # forward: M = U @ V, so dU = dM @ V.T, summed over the blocks
-            np.matmul(dM, V.swapaxes(1, 2), out=product if first else dU)
-            if first:
-                dU += product
+            with np.errstate(all="ignore"):
+                np.matmul(dM, V.swapaxes(1, 2), out=product if first else dU)
+                if first:
+                    dU += product
         transforms.filter_gradients(dU, dw)
     return dw if np.isfinite(dw).all() else None
 

@@ -2,16 +2,16 @@
 # # 09  The box head: which class, and where exactly?
 #
 # The RPN (notebooks 06 and 07) said "here are 100 boxes with something in them". RoIAlign (notebook 08) made of each
-# box 7 x 7 numbers a channel. Now somebody must say *what* it is, and put the box right. This is the **box head**: two
-# fully connected layers, then two sisters, one for the class and one for the box. It is Fast R-CNN, nearly unchanged
-# since 2015, and without the mask head it is all that stands between proposals and detections.
+# box 7 x 7 numbers a channel. Now somebody must say *what* it is, and put the box right. This is the **box head**:
+# two fully connected layers, then two sisters, one for the class and one for the box. It is Fast R-CNN, nearly
+# unchanged since 2015, and without the mask head it is all that stands between proposals and detections.
 #
 # Three things about it are asked again and again. Why are there K boxes for one proposal? What are the numbers (10,
-# 10, 5, 5)? And where do the five ghosts with a score of 0.1 come from? Each has its section.
+# 10, 5, 5)? And where do the ghosts with low scores come from? Each has its section.
 #
 # **You need:** notebooks [05](05_anchors_iou_and_box_coding.ipynb) (deltas), [06](06_the_rpn.ipynb) (matching,
-# sampling, smooth L1), [07](07_proposals_and_nms.ipynb) (NMS) and [08](08_roi_pool_and_roi_align.ipynb). **You will be
-# able to:** write the box head, its targets and losses, forward and backward, and the way from its outputs to
+# sampling, smooth L1), [07](07_proposals_and_nms.ipynb) (NMS) and [08](08_roi_pool_and_roi_align.ipynb). **You will
+# be able to:** write the box head, its targets and losses, forward and backward, and the way from its outputs to
 # detections. About 90 minutes with the exercises.
 #
 # ## Where we are
@@ -32,7 +32,6 @@ from nprcnn.models import box_head, targets
 from nprcnn.models.postprocess import filter_detections
 from nprcnn.ops.activation import softmax
 from nprcnn.ops.boxes import box_iou, clip_boxes, decode_boxes, encode_boxes
-from nprcnn.ops.nms import nms
 
 course.style()
 rng = np.random.default_rng(0)
@@ -69,9 +68,9 @@ print("classes:", ", ".join(f"{k} {name}" for k, name in enumerate(names)))
 # %% [markdown]
 # ## 1  Two fully connected layers
 #
-# The pyramid's paper calls them fc6 and fc7, after the layers of VGG that they replaced (Lin et al., arXiv 1612.03144,
-# section 4.2: "*two hidden 1,024-d fully-connected layers, each followed by ReLU*"). With $x$ the RoI's $49\,C$
-# numbers in one row:
+# They are called fc6 and fc7, after the layers of VGG in whose place they stand. The pyramid's paper (Lin et al.,
+# arXiv 1612.03144, section 4.2) attaches "*two hidden 1,024-d fully-connected (fc) layers (each followed by ReLU)*".
+# With $x$ the RoI's $49\,C$ numbers in one row:
 #
 # $$h_6 = \mathrm{relu}(W_6 x + b_6), \quad h_7 = \mathrm{relu}(W_7 h_6 + b_7), \quad
 # z = W_c h_7 + b_c, \quad d = W_b h_7 + b_b . \tag{1}$$
@@ -134,7 +133,8 @@ figure.colorbar(drawn, ax=axes[1], shrink=0.85);
 
 # %% [markdown]
 # fc6 alone is most of the head, and about a fifth of this model. It pays most attention to the border of the RoI (the
-# left picture): that is where one sees whether the box fits. Its rows are templates of 7 x 7, so fc6 *is* a convolution with a 7 x 7 filter without padding, which fits in exactly one place.
+# left picture), which is where one sees whether the box fits. Its rows are templates of 7 x 7, so fc6 *is* a
+# convolution with a 7 x 7 filter without padding, which fits in exactly one place.
 #
 # ## 2  Softmax over the classes
 #
@@ -156,10 +156,16 @@ scores = softmax(logits, axis=1)                                      # (R, K)
 ours = np.array([softmax_naive(z) for z in logits])
 assert np.abs(ours - scores).max() < 1e-14
 print(f"{len(scores)} RoIs: largest difference to nprcnn's softmax {np.abs(ours - scores).max():.0e}")
-print(f"plus 5 on all logits of a RoI: the probabilities move by {np.abs(softmax(logits + 5, axis=1) - scores).max():.0e}")
-print(f"plus 5 on the logit of the background alone: by {np.abs(softmax(logits + 5 * np.eye(7)[0], axis=1) - scores).max():.2f}")
+for name, change in (("all logits of a RoI", np.ones(7)), ("the background's logit alone", np.eye(7)[0])):
+    moved = np.abs(softmax(logits + 5 * change, axis=1) - scores).max()
+    print(f"5 added to {name}: the probabilities move by up to {moved:.2g}")
 
 # %%
+def frame(ax, box, colour, style="-", width=1.6, label=None):
+    """Draw one box (x1, y1, x2, y2)."""
+    ax.add_patch(plt.Rectangle(box[:2], *(box[2:] - box[:2]), fill=False, edgecolor=colour, linestyle=style,
+                               linewidth=width, label=label))
+
 best_iou = box_iou(target["boxes"].astype(float), rois.astype(float)).max(axis=0)      # of each RoI with an object
 unsure = np.abs(scores[:, 0] - 0.5).argmin()                          # the RoI between object and background
 two = np.sort(scores[:, 1:], axis=1)[:, -2].argmax()                  # the one whose second class is the strongest
@@ -169,8 +175,8 @@ figure, axes = plt.subplots(2, 4, figsize=(8.4, 4.3), height_ratios=[1, 1])
 for column, (r, title) in enumerate(zip(shown, titles)):
     ax = axes[0, column]
     ax.imshow(image // 8 * 8)
-    ax.add_patch(plt.Rectangle(rois[r, :2], *(rois[r, 2:] - rois[r, :2]), fill=False, edgecolor="black", linewidth=3))
-    ax.add_patch(plt.Rectangle(rois[r, :2], *(rois[r, 2:] - rois[r, :2]), fill=False, edgecolor="white", linewidth=1.5))
+    frame(ax, rois[r], "black", width=3)
+    frame(ax, rois[r], "white", width=1.5)
     ax.set(title=f"RoI {r}: {title}", xticks=[], yticks=[])
     axes[1, column].barh(range(7), scores[r], color=["#808080"] + [course.FORWARD] * 6)
     axes[1, column].set(xlim=(0, 1), ylim=(6.6, -0.6), yticks=range(7), yticklabels=names if column == 0 else [],
@@ -189,8 +195,8 @@ for r in shown:
 # Which of them count is decided by the class: in training the true one, at test time every class that has a
 # sufficient score. The background has four numbers too, which nobody ever looks at.
 #
-# The deltas are those of notebook 05, but *scaled*: the head's output is divided by the weights $(w_x, w_y, w_w, w_h)
-# = (10, 10, 5, 5)$ before it moves the RoI with centre $(x_r, y_r)$ and sides $w_r, h_r$.
+# The deltas are those of notebook 05, but *scaled*: the head's output is divided by the weights
+# $(w_x, w_y, w_w, w_h) = (10, 10, 5, 5)$ before it moves the RoI with centre $(x_r, y_r)$ and sides $w_r, h_r$.
 #
 # $$x = x_r + \frac{d_x}{w_x} w_r, \qquad w = w_r \exp \frac{d_w}{w_w}, \qquad\text{the same for } y, h . \tag{3}$$
 
@@ -213,11 +219,6 @@ print(f"{boxes.shape}: largest difference to nprcnn {np.abs(ours - boxes).max():
 assert np.abs(ours - boxes).max() < 1e-9
 
 # %%
-def frame(ax, box, colour, style="-", width=1.6, label=None):
-    """Draw one box (x1, y1, x2, y2)."""
-    ax.add_patch(plt.Rectangle(box[:2], *(box[2:] - box[:2]), fill=False, edgecolor=colour, linestyle=style,
-                               linewidth=width, label=label))
-
 colours = ("#808080", *(viz.PALETTE[i] for i in (0, 4, 2, 6, 5, 1)))
 # for each object: the RoI that the detection came from, if it began with the smallest overlap
 worst = min(range(4), key=lambda d: best_iou[result.proposal[d]])
@@ -242,8 +243,8 @@ print(f"IoU with the true box: RoI {box_iou(rois[[r]].astype(float), truth[None]
 # The box of the right class fits, and so may those of other classes, more or less: they have learned from RoIs of
 # *their* class only. A model may do with one box for all classes ("class-agnostic"); Mask R-CNN has one a class.
 #
-# **Why 10 and 5?** Smooth L1 and the initial weights know nothing of units: it is best if the numbers to be learned are
-# about 1. How large are they? We collect what positive RoIs *should* answer, over 40 training scenes.
+# **Why 10 and 5?** Smooth L1 and the initial weights know nothing of units: it is best if the numbers to be learned
+# are about 1. How large are they? We collect what positive RoIs *should* answer, over 40 training scenes.
 
 # %%
 train_source = Shapes(500, seed=0)
@@ -259,7 +260,8 @@ for i in range(0, 40, 8):
         wanted.append(encode_boxes(scene_target["boxes"][matched[positive]].astype(float), proposals[positive]))
         anchors = t["rpn.anchors"].astype(float)
         matched = targets.match(box_iou(scene_target["boxes"], t["rpn.anchors"]), 0.7, 0.3, keep_best=True)
-        from_anchors.append(encode_boxes(scene_target["boxes"][matched[matched >= 0]].astype(float), anchors[matched >= 0]))
+        positive = matched >= 0
+        from_anchors.append(encode_boxes(scene_target["boxes"][matched[positive]].astype(float), anchors[positive]))
 wanted = np.concatenate(wanted)
 print(f"{len(wanted)} positive RoIs: standard deviation of the deltas", wanted.std(axis=0).round(3))
 print("times (10, 10, 5, 5):                              ", (wanted * WEIGHTS).std(axis=0).round(2))
@@ -279,10 +281,11 @@ axes[1].legend();
 #
 # ## 4  What should it answer? Targets
 #
-# In training the RoIs are matched with the true boxes, as the anchors were, but more simply (Fast R-CNN, section 2.3):
-# **IoU of at least 0.5 is positive**, with the class of its target; all else is background. No rule (i), nothing is
-# ignored. A sample is drawn: 512 RoIs an image, at most a quarter positive, in Mask R-CNN; 32 and a half here. (Fast R-CNN
-# took as background only what has an IoU of 0.1 or more.) And a trick: the true boxes themselves are put among the RoIs. Why that?
+# In training the RoIs are matched with the true boxes, as the anchors were, but more simply (Fast R-CNN, section
+# 2.3): **IoU of at least 0.5 is positive**, with the class of its target; all else is background. No rule (i),
+# nothing is ignored. A sample is drawn: 512 RoIs an image, at most a quarter positive, in Mask R-CNN; 32 and a half
+# here. (Fast R-CNN took as background only what has an IoU of 0.1 or more.) And a trick: the true boxes themselves
+# are put among the RoIs. Why that?
 
 # %%
 def roi_targets_naive(proposals, target_boxes, target_labels):
@@ -297,8 +300,9 @@ def roi_targets_naive(proposals, target_boxes, target_labels):
     return np.array(labels), np.array(matched)
 
 labels_all, matched_all = roi_targets_naive(rois, target["boxes"], target["labels"])
-chosen, labels, matched = targets.roi_targets(rois, target["boxes"], target["labels"], np.random.default_rng(3), 0.5, 0.5,
-                                              model.box_batch_size_per_image, model.box_positive_fraction)
+chosen, labels, matched = targets.roi_targets(
+    rois, target["boxes"], target["labels"], np.random.default_rng(3), fg_iou=0.5, bg_iou=0.5,
+    size=model.box_batch_size_per_image, positive_fraction=model.box_positive_fraction)
 assert np.array_equal(labels, labels_all[chosen]) and np.array_equal(matched, matched_all[chosen])
 print(f"{len(labels_all)} candidates, {np.count_nonzero(labels_all)} positive; "
       f"sample of {len(labels)}: {np.count_nonzero(labels)} positive")
@@ -313,7 +317,8 @@ for name, net in (("random weights", untrained), ("trained", model)):
         missed += (iou.max(axis=1) < 0.5).sum()
         positives += (iou.max(axis=0) >= 0.5).sum()
         objects += len(iou)
-    print(f"{name:15} proposals with IoU >= 0.5: {positives / 8:.1f} an image; objects without any: {missed} of {objects}")
+    print(f"{name:15} proposals with IoU >= 0.5: {positives / 8:.1f} an image; "
+          f"objects without any: {missed} of {objects}")
 
 # %% [markdown]
 # In the beginning the RPN knows nothing, and no object has a positive RoI to teach the box head with. The true boxes
@@ -367,8 +372,8 @@ print(f"a head that knows nothing pays log K = {np.log(K):.3f} for the class")
 # ## 6  Backward
 #
 # **Class loss.** With $p = \mathrm{softmax}(z)$, $\partial(-\log p_u) / \partial z_k = p_k - [k = u]$: push the true
-# class up, all others down by their probability. **Box loss.** As in the RPN, but scattered into the slice of the true
-# class:
+# class up, all others down by their probability. **Box loss.** As in the RPN, but scattered into the slice of the
+# true class:
 #
 # $$dz_{rk} = \frac{p_{rk} - [k = u_r]}{R}, \qquad
 # dd_{r,\,4u + c} = \frac{\mathrm{clip}(e_{rc} / \beta, -1, 1)}{R}, \quad 0 \text{ elsewhere.} \tag{5}$$
@@ -434,8 +439,9 @@ print(f"trained: {np.count_nonzero(dd)} of {dd.size} deltas have a gradient, "
 # $$dh_7 = W_c^\top dz + W_b^\top dd, \quad da_7 = dh_7\,[h_7 > 0], \quad dh_6 = W_7^\top da_7, \quad
 # da_6 = dh_6\,[h_6 > 0], \quad dx = W_6^\top da_6 . \tag{6}$$
 #
-# A weight's gradient is the outer product of what came in and what comes back, summed over the RoIs: $dW_7 = da_7^\top
-# h_6$. We write it with plain matrix products and give it to the referee, in a small size; then the real one.
+# A weight's gradient is the outer product of what came in and what comes back, summed over the RoIs:
+# $dW_7 = da_7^\top h_6$. We write it with plain matrix products and give it to the referee, in a small size; then the
+# real one.
 
 # %%
 def head_forward(x, w6, b6, w7, b7, wc, bc, wb, bb):
@@ -486,7 +492,7 @@ for name, ours, model_gradient in zip(("x", "w6", "b6", "w7", "b7", "wc", "bc", 
 
 # %%
 def detections_naive(scores, boxes, image_size, score_thresh, nms_thresh, most):
-    """scores (R, K), boxes (R, K, 4) -> list of (score, class, RoI, box), best first, and the count after each step."""
+    """scores (R, K), boxes (R, K, 4) -> [(score, class, RoI, box)], best first, and the count after each step."""
     boxes = clip_boxes(boxes, image_size)
     R, K = scores.shape
     candidates = [(scores[r, k], k, r) for r in range(R) for k in range(1, K) if scores[r, k] > score_thresh]
@@ -513,16 +519,16 @@ for score, k, r, box in found:
           f" (a {names[target['labels'][overlap.argmax()]]})")
 
 # %% [markdown]
-# The list ends with **ghosts**: low scores, several of them on objects that are already found. They are second
-# opinions: NMS works within a class, so a "square" on top of a cross is not the cross's business. Thresholds decide
-# whether we see them. Which one is right?
+# The list ends with **ghosts**: low scores, most of them on objects that are already found. They are second opinions:
+# NMS works within a class, so a "square" on top of the circle is not the circle's business. Thresholds decide whether
+# we see them. Which one is right?
 
 # %%
 panels, axes = viz.image_panels(3, width, height, side=256)
 for ax, threshold in zip(axes, (0.05, 0.3, 0.7)):
     keep = result.scores >= threshold
-    viz.draw_detections(image // 8 * 8, result.boxes[keep], result.labels[keep], result.scores[keep], class_names=names,
-                        ax=ax, title=f"score at least {threshold}: {keep.sum()}")
+    viz.draw_detections(image // 8 * 8, result.boxes[keep], result.labels[keep], result.scores[keep],
+                        class_names=names, ax=ax, title=f"score at least {threshold}: {keep.sum()}")
 panels
 
 # %%
@@ -549,17 +555,19 @@ ax.plot(thresholds, precision, label="precision: detections that are right")
 ax.set(xlabel="score threshold", ylabel="share", ylim=(0, 1.05), xlim=(0, 1))
 ax.legend(loc="lower center")
 for t in (0.05, 0.3, 0.7):
-    print(f"score >= {t}: {np.sum(score >= t)} detections of {objects} objects, precision {right[score >= t].mean():.2f}, "
-          f"recall {right[score >= t].sum() / objects:.2f}")
+    above = right[score >= t]
+    print(f"score >= {t}: {len(above)} detections of {objects} objects, precision {above.mean():.2f}, "
+          f"recall {above.sum() / objects:.2f}")
 
 # %% [markdown]
-# From 0.05 to 0.7 the recall stays, and the ghosts go. The metric that models are compared with, AP (notebook 13), sorts by
-# score and forgives ghosts with low scores: for it 0.05 is right. To *look at* the result, 0.5 or 0.7 is better.
+# From 0.05 to 0.7 the recall stays, and the ghosts go. The metric that models are compared with, AP (notebook 13),
+# sorts by score and forgives ghosts with low scores: for it 0.05 is right. To *look at* the result, 0.5 or 0.7 is
+# better.
 #
 # ## 8  What is the second stage good for?
 #
-# The RPN's boxes were not bad. How much better are the box head's? For each object of the 24 scenes
-# we take the detection that fits it best, and the proposal that it came from.
+# The RPN's boxes were not bad. How much better are the box head's? For each object of the 24 scenes we take the
+# detection that fits it best, and the proposal that it came from.
 
 # %%
 before, after = [], []
@@ -577,8 +585,10 @@ before, after = np.array(before), np.array(after)
 figure, ax = plt.subplots(figsize=(3.8, 3.6))
 ax.plot([0.4, 1], [0.4, 1], color="#808080", linestyle=":")
 ax.plot(before, after, "o", markersize=4)
-ax.set(xlabel="IoU of the proposal", ylabel="IoU of the detection", xlim=(0.4, 1.01), ylim=(0.4, 1.01), aspect="equal")
-print(f"{len(before)} objects: mean IoU {before.mean():.2f} -> {after.mean():.2f}; better for {np.mean(after > before):.0%}")
+ax.set(xlabel="IoU of the proposal", ylabel="IoU of the detection", xlim=(0.4, 1.01), ylim=(0.4, 1.01),
+       aspect="equal")
+better = np.mean(after > before)
+print(f"{len(before)} objects: mean IoU {before.mean():.2f} -> {after.mean():.2f}; better for {better:.0%}")
 
 # %% [markdown]
 # The head moves nearly every box in the right direction. It could do so again: Cascade R-CNN (arXiv 1712.00726) has
@@ -591,7 +601,8 @@ print(f"{len(before)} objects: mean IoU {before.mean():.2f} -> {after.mean():.2f
 # ### Exercise 1: pick the boxes
 #
 # RoIs (R, 4), the head's deltas (R, 4 K), and a class for each RoI, `labels` (R,). Return the boxes (R, 4): of each
-# RoI the one of its class, by equation (3), with any `weights`. No loop over the RoIs, and do not call `decode_boxes`.
+# RoI the one of its class, by equation (3), with any `weights`. No loop over the RoIs, and do not call
+# `decode_boxes`.
 #
 # <details><summary>Hint 1</summary>deltas.reshape(R, K, 4) puts the classes on an axis of their own.</details>
 # <details><summary>Hint 2</summary>Two index arrays pick one row of each RoI: d[np.arange(R), labels] is (R, 4).</details>
@@ -684,9 +695,9 @@ check_small_head_backward(small_head_backward)
 # - Class loss: mean cross-entropy of all RoIs. Box loss: smooth L1 of the positives, on the true class's slice; both
 #   over the number of sampled RoIs.
 # - Backward: $(p - [k = u]) / R$, and a scatter of clip$(e / \beta) / R$; the sisters' gradients add up.
-# - Detections: every (RoI, class) pair above 0.05, NMS within a class, the best 100. Ghosts are other classes'
-#   opinions.
+# - Detections: every (RoI, class) pair above 0.05, NMS within a class, the best 100. Ghosts are mostly other
+#   classes' opinions of objects that are found already.
 #
 # **Read next.** In this course: [10 The mask head](10_the_mask_head.ipynb). In the code: `nprcnn/models/box_head.py`,
-# `nprcnn/models/postprocess.py`, `roi_targets` in `nprcnn/models/targets.py`. Elsewhere: Girshick, *Fast R-CNN*, arXiv
-# 1504.08083, sections 2 and 4; Cai and Vasconcelos, *Cascade R-CNN*, arXiv 1712.00726.
+# `nprcnn/models/postprocess.py`, `roi_targets` in `nprcnn/models/targets.py`. Elsewhere: Girshick, *Fast R-CNN*,
+# arXiv 1504.08083, sections 2 and 4; Cai and Vasconcelos, *Cascade R-CNN*, arXiv 1712.00726.

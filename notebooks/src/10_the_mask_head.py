@@ -3,8 +3,8 @@
 #
 # Faster R-CNN ends with notebook 09: classes and boxes. Mask R-CNN adds one small branch, and with it the name. For
 # each RoI the **mask head** draws a picture of 28 x 28: the object, and not the object. It is a few convolutions, one
-# "deconvolution", and a decision that the paper calls *essential*: each class draws a mask of its own, with a sigmoid,
-# and somebody else says which class it is.
+# "deconvolution", and a decision that the paper calls *essential*: each class draws a mask of its own, with a
+# sigmoid, and somebody else says which class it is.
 #
 # We build it by hand, forward and backward, see what its targets are (they are soft), train it both ways, with a
 # sigmoid and with a softmax, and paste the result back into the image.
@@ -34,7 +34,7 @@ from nprcnn.ops.boxes import box_iou
 from nprcnn.ops.conv import conv2d, conv2d_backward, conv2d_forward
 from nprcnn.ops.deconv import conv_transpose2d, conv_transpose2d_backward, conv_transpose2d_forward
 from nprcnn.ops.losses import bce_with_logits_backward, bce_with_logits_forward
-from nprcnn.ops.paste import paste_masks
+from nprcnn.ops.paste import paste_masks, paste_masks_continuous
 
 course.style()
 rng = np.random.default_rng(0)
@@ -63,7 +63,8 @@ result = model.predict(image, trace=trace)
 sure = np.flatnonzero(result.scores > 0.7)                # the first ones: they are sorted by score
 for name in ("mask_features", "mask_hidden", "mask_logits", "mask_probabilities"):
     print(f"roi_heads.{name:19} {trace[f'roi_heads.{name}'].shape}")
-print(f"{len(result.labels)} detections, the {len(sure)} sure ones:", ", ".join(names[k] for k in result.labels[sure]))
+print(f"{len(result.labels)} detections, the {len(sure)} sure ones:",
+      ", ".join(names[k] for k in result.labels[sure]))
 
 panels, axes = viz.image_panels(2, width, height, side=256)
 viz.draw_detections(image // 8 * 8, result.boxes[sure], result.labels[sure], class_names=names, ax=axes[0],
@@ -79,14 +80,15 @@ panels
 # ## 1  Convolutions: every pixel keeps its place
 #
 # The paper's head (section 3, "Mask Representation", and figure 4) is four 3x3 convolutions with ReLU; ours has two.
-# Why not fully connected layers, as in the box head? A mask *is* a layout. In a convolution, what comes out at a place
-# was made of what lay around that place. We change the features in one cell and see what moves:
+# Why not fully connected layers, as in the box head? A mask *is* a layout. In a convolution, what comes out at a
+# place was made of what lay around that place. We change the features in one cell and see what moves:
 
 # %%
 heads = model.roi_heads
 convs = [(block[0].weight.data, block[0].bias.data) for block in heads.mask_head.blocks]
-wd, bd = heads.mask_predictor.conv5_mask.weight.data, heads.mask_predictor.conv5_mask.bias.data          # deconvolution
-wl, bl = heads.mask_predictor.mask_fcn_logits.weight.data, heads.mask_predictor.mask_fcn_logits.bias.data      # 1x1
+deconv, last = heads.mask_predictor.conv5_mask, heads.mask_predictor.mask_fcn_logits
+wd, bd = deconv.weight.data, deconv.bias.data             # (C, C, 2, 2), (C,): the deconvolution
+wl, bl = last.weight.data, last.bias.data                 # (K, C, 1, 1), (K,): the 1x1 convolution to the logits
 
 def mask_branch(x):
     """Features (S, C, 14, 14) -> logits (S, K, 28, 28)."""
@@ -101,14 +103,16 @@ changed = x.copy()
 changed[:, :, 5, 8] += 1
 moved = np.abs(mask_branch(changed) - mask_branch(x)).max(axis=(0, 1))                # (28, 28)
 rows, columns = np.nonzero(moved)
-print(f"cell (5, 8) changed: outputs in rows {rows.min()} to {rows.max()}, columns {columns.min()} to {columns.max()} move")
+print(f"cell (5, 8) changed: what moves are rows {rows.min()} to {rows.max()}, "
+      f"columns {columns.min()} to {columns.max()} of the logits")
 print("parameters of the mask head:", sum(w.size + b.size for w, b in (*convs, (wd, bd), (wl, bl))),
       "  of one fully connected layer to all logits:", x[0].size * wl.shape[0] * 28 * 28)
 
 # %% [markdown]
 # Cell (5, 8) lies at (10 to 11, 16 to 17) of the finer output. Two 3x3 convolutions carry its influence two cells,
-# that is four pixels, to each side. A fully connected layer would let every cell speak to every pixel, at thirty
-# million parameters and more. The paper compared: 31.5 mask AP for fully connected, 33.6 for convolutions (table 2e).
+# that is four pixels, to each side. A fully connected layer would let every cell speak to every pixel, and have a
+# thousand times the parameters of the whole head. The paper compared: 31.5 mask AP for fully connected, 33.6 for
+# convolutions (table 2e).
 #
 # ## 2  Deconvolution: from 14 to 28
 #
@@ -142,8 +146,8 @@ course.show_matrix(axes[2], deconv_naive(small[None], stamp[None, None], np.zero
 
 # %% [markdown]
 # Patches do not overlap here, because the stride is as large as the filter. So each output pixel is one product with
-# one of four matrices: a 1x1 convolution to four times the channels, sorted into a finer grid. (With overlaps, as in
-# 3 x 3 with stride 2, pixels would get different numbers of contributions: the checkerboard patterns of some image
+# one of four matrices: a 1x1 convolution to four times the channels, sorted into a finer grid. (With overlaps pixels
+# get different numbers of contributions: the last line of the next cell, and the checkerboards of some image
 # generators.)
 #
 # Why "transposed"? An ordinary convolution with this filter and stride 2 gathers 2 x 2 pixels into one. Ours does the
@@ -175,9 +179,11 @@ def referee(forward, backward, inputs, **options):
 
 referee(deconv_forward, deconv_backward, [rng.standard_normal(s) for s in ((3, 4, 5), (3, 2, 2, 2), (2,))])
 w = rng.standard_normal((3, 2, 2, 2))                     # for conv2d: 3 filters that read 2 channels
+counts = conv_transpose2d(np.ones((1, 1, 4, 4)), np.ones((1, 1, 3, 3)), stride=2)[0, 0, 4]
 error = check_adjoint(lambda x: conv_transpose2d(x, w, stride=2), lambda dy: conv2d(dy, w, stride=2),
                       rng.standard_normal((1, 3, 4, 5)), rng.standard_normal((1, 2, 8, 10)))
 print(f"<dy, deconv(x)> = <conv2d(dy), x>: relative error {error:.0e}")
+print("3 x 3 with stride 2: contributions to the pixels of a row:", counts.astype(int))
 
 # %% [markdown]
 # ## 3  One mask a class
@@ -199,12 +205,14 @@ truth = int(box_iou(result.boxes[[d]], target["boxes"])[0].argmax())
 wanted = targets.mask_targets(target["masks"], result.boxes[[d]], np.array([truth]), 28)[0] >= 0.5
 for k in range(7):
     map_ = trace["roi_heads.mask_logits"][d, k] > 0
-    print(f"  map of class {k} {names[k]:11} IoU with the true mask {(map_ & wanted).sum() / (map_ | wanted).sum():.2f}")
+    iou = (map_ & wanted).sum() / (map_ | wanted).sum()
+    print(f"  map of class {k} {names[k]:11} IoU with the true mask {iou:.2f}")
 
 # %% [markdown]
-# Only the map of the right class need make sense: the others were never trained on crosses. Some do well all the same,
-# for an edge is an edge. And no map says which class it is: that is the box head's job. "*Our method decouples mask
-# and class prediction*" (section 3).
+# Only the map of the right class need make sense: the others were never trained on crosses. Some do well all the
+# same, for an edge is an edge. (The background's map is *never* trained, see section 5. The grid in it is the
+# deconvolution: the four pixels of a stamp have a matrix each, and nobody taught these four to agree.) And no map
+# says which class it is: that is the box head's job. "*This decouples mask and class prediction*" (section 3).
 #
 # ## 4  What should it answer? Soft targets
 #
@@ -267,8 +275,8 @@ for ax, (name, values), colour in zip(axes[1:], cut.items(), (course.FORWARD, co
 #
 # ## 5  The loss
 #
-# Section 3: "*we apply a per-pixel sigmoid, and define $L_{mask}$ as the average binary cross-entropy loss. For an RoI
-# associated with ground-truth class k, $L_{mask}$ is only defined on the k-th mask (other mask outputs do not
+# Section 3: "*we apply a per-pixel sigmoid, and define $L_{mask}$ as the average binary cross-entropy loss. For an
+# RoI associated with ground-truth class k, $L_{mask}$ is only defined on the k-th mask (other mask outputs do not
 # contribute to the loss).*" With $k_s$ the class of RoI $s$, $t$ the target and $p = \sigma(z)$:
 #
 # $$L_{mask} = \frac{1}{S\, m^2} \sum_{s,i,j} -t_{sij} \log p_{s,k_s,i,j} - (1 - t_{sij}) \log(1 - p_{s,k_s,i,j}),
@@ -308,9 +316,15 @@ print(f"{len(labels)} positive RoIs: loss {ours:.6f}, difference to nprcnn {abs(
       f"the model said {losses['loss_mask']:.6f}")
 assert abs(ours - theirs) < 1e-12
 print(f"if all logits are 0: {mask_loss_naive(0 * z, labels, t):.3f} = log 2")
-some = rng.standard_normal(z[:4].shape)
-referee(lambda z: (mask_loss_naive(z, labels[:4], t[:4]), z), lambda dy, z: dy * mask_loss_backward(z, labels[:4], t[:4]),
-        [some])
+
+def loss_forward(z, labels, t):
+    return mask_loss_naive(z, labels, t), (z, labels, t)
+
+def loss_backward(dy, cache):
+    return dy * mask_loss_backward(*cache)
+
+small = rng.standard_normal((3, 4, 5, 5)), np.array([2, 1, 3]), rng.uniform(size=(3, 5, 5))
+referee(loss_forward, loss_backward, small, wrt=[0])
 dz = mask_loss_backward(z, labels, t)
 print(f"dz: largest difference to the model's {np.abs(dz - training.grad['roi_heads.mask_logits']).max():.0e}, "
       f"{np.count_nonzero(dz.any(axis=(2, 3)))} of {dz.shape[0] * dz.shape[1]} maps have a gradient")
@@ -353,15 +367,14 @@ print(f"dx {dx.shape}: norm {np.linalg.norm(dx):.1e}, relative difference to the
 assert difference < 1e-3
 
 # %% [markdown]
-# (Why not 1e-6? The model computes in float32. Where the input of a ReLU is as good as 0, rounding can open its gate in
-# one computation and not in the other, and then a few numbers of dx differ by more.)
-
-# %% [markdown]
+# (Why does the assertion not ask for 1e-6? The model computes in float32. Where the input of a ReLU is as good as 0,
+# rounding can open its gate in one computation and not in the other, and then a few numbers differ by more.)
+#
 # ## 6  Sigmoid against softmax
 #
-# Semantic segmentation does it otherwise: at each pixel a **softmax** over the classes, and cross-entropy. Then a pixel
-# has one class, and the classes compete for it. Here are both losses for the same logits of the same RoI, and their
-# gradients in all seven maps:
+# Semantic segmentation does it otherwise: at each pixel a **softmax** over the classes, and cross-entropy. Then a
+# pixel has one class, and the classes compete for it. Here are both losses for the same logits of the same RoI, and
+# their gradients in all seven maps:
 
 # %%
 s = int(np.flatnonzero(labels == names.index("star"))[0])
@@ -380,8 +393,8 @@ figure.colorbar(drawn, ax=axes, shrink=0.7, label="gradient of the logit");
 
 # %% [markdown]
 # With the sigmoid only the star's map learns from this star. With the softmax all maps learn from it, and most of
-# what they learn is "I am not this": at every pixel they must answer *which class*. That is a question for the
-# whole object, which the box head has answered already.
+# what they learn is "I am not this": at every pixel they must answer *which class*. That is a question for the whole
+# object, which the box head has answered already.
 #
 # The same at test time. Suppose another class's map raises its voice:
 
@@ -392,12 +405,13 @@ louder[:, other] += 8
 for kind in ("sigmoid", "softmax"):
     quiet = mask_head.mask_probabilities(trace["roi_heads.mask_logits"][[d]].astype(float), result.labels[[d]], kind)
     loud = mask_head.mask_probabilities(louder, result.labels[[d]], kind)
-    print(f"8 added to the square's logits, {kind}: the {names[label]}'s mask moves by up to {np.abs(loud - quiet).max():.2f}")
+    moved = np.abs(loud - quiet).max()
+    print(f"8 added to the square's logits, {kind}: the {names[label]}'s mask moves by up to {moved:.2f}")
 
 # %% [markdown]
 # **Which is better?** The paper trained both (table 2b, ResNet-50-C4): softmax 24.8 mask AP, sigmoid **30.3**. We can
-# repeat the comparison in small: two new mask heads with the same initial weights, the same features (from our trained
-# pyramid, which stays as it is), the same RoIs in the same order. Only the loss differs.
+# repeat the comparison in small: two new mask heads with the same initial weights, the same features (from our
+# trained pyramid, which stays as it is), the same RoIs in the same order. Only the loss differs.
 
 # %%
 def real_rois(scenes, most):
@@ -460,8 +474,8 @@ for kind in ("sigmoid", "softmax"):
 
 # %% [markdown]
 # The direction is the paper's, and in this short training the gap is much larger. Where does it come from? The
-# softmax's maps hold more than the question we asked. Read them in two other ways: everything that is *not background*
-# (whatever class), and the class's map against the background's alone, as if there were no other classes.
+# softmax's maps hold more than the question we asked. Read them in two other ways: everything that is *not
+# background* (whatever class), and the class's map against the background's alone, as if there were no other classes.
 
 # %%
 rows = np.arange(len(test_rois[1]))
@@ -489,10 +503,10 @@ for row, name in enumerate(("target", "sigmoid", "softmax")):
 
 # %% [markdown]
 # The softmax knows well *where* the object is: as "not background" its masks are nearly as good. What it does not
-# know is *which class* each pixel has, and that question spoils the mask. So the sigmoid is not the better function. It
-# asks the easier question, because another branch answers the other one. (The paper says so too: once an object has
-# been classified as a whole, it is enough to predict a binary mask. A single mask for all classes does nearly as well
-# there, 29.7 against 30.3: the end of section 4.2's "Class-Specific vs. Class-Agnostic Masks".)
+# know is *which class* each pixel has, and that question spoils the mask. So the sigmoid is not the better function.
+# It asks the easier question, because another branch answers the other one. (The paper says so too: once an object
+# has been classified as a whole, it is enough to predict a binary mask. A single mask for all classes does nearly as
+# well there, 29.7 against 30.3: the end of section 4.2's "Class-Specific vs. Class-Agnostic Masks".)
 #
 # ## 7  Are 28 x 28 pixels enough?
 #
@@ -514,6 +528,15 @@ for m in (7, 14, 28, 56):
         ious.append((back & (mask > 0)).sum() / (back | (mask > 0)).sum())
     ceiling[m] = np.array(ious)
     print(f"  {m:2} x {m:2}: small objects {ceiling[m][~large].mean():.3f}, large ones {ceiling[m][large].mean():.3f}")
+for m in (14, 28, 56):
+    exact = []
+    for mask, box in objects:
+        small_mask = targets.mask_targets(mask[None], box[None], np.array([0]), m, aligned=True)
+        back = paste_masks_continuous(small_mask, box[None], mask.shape, 0.5)[0]
+        exact.append((back & (mask > 0)).sum() / (back | (mask > 0)).sum())
+    exact = np.array(exact)
+    print(f"  {m:2} x {m:2}, cut and pasted as in Detectron2: small objects {exact[~large].mean():.3f}, "
+          f"large ones {exact[large].mean():.3f}")
 found = []
 for start in range(0, 40, 8):
     for one, (_, st) in zip(model.predict([scene for scene, _ in scenes[start:start + 8]]), scenes[start:start + 8]):
@@ -521,21 +544,23 @@ for start in range(0, 40, 8):
         for g in np.flatnonzero(iou.max(axis=1) >= 0.5):
             mask, true = one.masks[iou[g].argmax()], st["masks"][g] > 0
             found.append((mask & true).sum() / (mask | true).sum())
-print(f"our model's masks, for comparison: {np.mean(found):.3f}")
+print(f"our model's masks, all objects: {np.mean(found):.3f}, and the ceiling at 28 x 28: {ceiling[28].mean():.3f}")
 
 # %% [markdown]
-# With 28 x 28 the ceiling for objects of this size is nearly reached, and 56 would bring little. A person who fills a
-# photograph of 1000 pixels is another matter: there one mask pixel is 30 image pixels. PointRend (arXiv 1912.08193)
-# starts from that. Our model is well below the ceiling: the head, not the raster, is what can be improved.
+# Up to 28 x 28 more pixels help, and then no more. But the ceiling stays well below 1, and the last lines say why: it
+# is not the raster. The target is read half a pixel off (`aligned=False`, notebook 08), and the paste rounds the box
+# to whole pixels (next section). With Detectron2's two conventions, which avoid both, 28 x 28 pixels give these
+# objects back nearly unharmed. On a photograph of 1000 pixels half a pixel is little. On our small scenes it is the
+# larger part of what the masks lose.
 #
-# (Why does even 56 x 56 not reach 1? The target is read half a pixel off, `aligned=False` of notebook 08, and the
-# paste rounds to whole pixels. See next.)
+# For objects that are large in pixels the raster does matter: 28 x 28 on a person of 600 pixels is one mask pixel for
+# 20 image pixels. PointRend (arXiv 1912.08193) starts from that.
 #
 # ## 8  Paste
 #
 # From 28 x 28 probabilities and a box to a mask of the image's size. torchvision's rule, in words: put a frame of one
-# zero pixel around (30 x 30), so that the mask can fade out; let the box grow in the same proportion about its centre;
-# cut its corners to integers; stretch the 30 x 30 over these pixels bilinearly; at least 1/2 is "object".
+# zero pixel around (30 x 30), so that the mask can fade out; let the box grow in the same proportion about its
+# centre; cut its corners to integers; stretch the 30 x 30 over these pixels bilinearly; at least 1/2 is "object".
 
 # %%
 def paste_naive(mask, box, size):
@@ -563,7 +588,8 @@ for i in sure:
 print(f"{len(sure)} detections: largest difference to nprcnn {largest:.0e}")
 assert largest < 1e-12
 pasted = paste_naive(probabilities[d].astype(float), result.boxes[d].astype(float), (height, width))
-print("pixels in which ours, at 1/2, differs from result.masks:", np.count_nonzero((pasted >= 0.5) != result.masks[d]))
+differing = np.count_nonzero((pasted >= 0.5) != result.masks[d])
+print(f"pixels in which ours, at 1/2, differs from result.masks: {differing}")
 
 # %%
 box = result.boxes[d]
@@ -572,7 +598,7 @@ axes[0].imshow(probabilities[d], cmap="viridis", vmin=0, vmax=1)
 axes[0].set(title="28 x 28 probabilities", xticks=[0, 27], yticks=[0, 27])
 drawn = axes[1].imshow(pasted, cmap="viridis", vmin=0, vmax=1, extent=(0, width, height, 0))
 axes[1].add_patch(plt.Rectangle(box[:2], *(box[2:] - box[:2]), fill=False, edgecolor="white"))
-axes[1].set_title("pasted, and the box")
+axes[1].set(title="pasted, and the box", ylabel="y in pixels")
 figure.colorbar(drawn, ax=axes[1], shrink=0.8)
 axes[2].imshow(image // 8 * 8, extent=(0, width, height, 0))
 pixels = np.arange(width) + 0.5
@@ -687,6 +713,6 @@ check_branch_backward(branch_backward)
 # - Paste: 30 x 30 with its frame of zeros, integer corners, bilinear, at least 1/2.
 #
 # **Read next.** In this course: [11 Five losses, one backward pass](11_five_losses_one_backward_pass.ipynb). In the
-# code: `nprcnn/models/mask_head.py`, `nprcnn/ops/deconv.py`, `nprcnn/ops/paste.py`. Elsewhere: He et al., *Mask R-CNN*,
-# arXiv 1703.06870, sections 3 and 4.2; Long, Shelhamer and Darrell, *Fully convolutional networks*, arXiv 1411.4038,
-# for the deconvolution; Kirillov et al., *PointRend*, arXiv 1912.08193.
+# code: `nprcnn/models/mask_head.py`, `nprcnn/ops/deconv.py`, `nprcnn/ops/paste.py`. Elsewhere: He et al., *Mask
+# R-CNN*, arXiv 1703.06870, sections 3 and 4.2; Long, Shelhamer and Darrell, *Fully convolutional networks*, arXiv
+# 1411.4038, for the deconvolution; Kirillov et al., *PointRend*, arXiv 1912.08193.

@@ -73,8 +73,8 @@ check_sample_losses_backward(sample_losses_backward)
 # ## Exercise 3: find the bug
 #
 # dw7, dwc and dwb are right, dx and dw6 are wrong. dw7 is made from da7 and h6, so da7 is right. What dx and dw6 have
-# in common is da6. Its gate must be fc6's own: where h6 is positive. In the buggy line it is h7's, an array of the same
-# shape. With a network that has different sizes in its layers NumPy would have complained.
+# in common is da6. Its gate must be fc6's own: where h6 is positive. In the buggy line it is h7's, an array of the
+# same shape. With a network that has different sizes in its layers NumPy would have complained.
 
 # %%
 def small_head_forward(x, w6, w7, wc, wb):

@@ -18,8 +18,8 @@ rng = np.random.default_rng(0)
 # %% [markdown]
 # ## Exercise 1: deconvolution without loops
 #
-# The output's row is $2i + a$. In an array with the axes i, a side by side, `reshape` numbers them exactly so. The same
-# with j and b. This is a 1x1 convolution to 4 O channels, and then a sorting ("pixel shuffle").
+# The output's row is $2i + a$. In an array with the axes i, a side by side, `reshape` numbers them exactly so. The
+# same with j and b. This is a 1x1 convolution to 4 O channels, and then a sorting ("pixel shuffle").
 
 # %%
 def deconv_2x2(x, w, b):
@@ -88,7 +88,8 @@ def branch_backward(dy, cache):
     dx, dwd, _ = conv_transpose2d_backward(relu_backward(dh, relu_cache), deconv_cache)
     return dx, dwd, dwl
 
-inputs = [*(rng.standard_normal(s) for s in ((3, 3, 2, 2), (3, 4, 2, 2), (5, 4, 1, 1))), labels, rng.uniform(size=(3, 4, 4))]
+tensors = [rng.standard_normal(s) for s in ((3, 3, 2, 2), (3, 4, 2, 2), (5, 4, 1, 1))]
+inputs = [*tensors, labels, rng.uniform(size=(3, 4, 4))]
 for row in check_gradients(branch_forward, branch_backward, inputs, wrt=[0, 1, 2]):
     print(f"{row.argument:28} relative error {row.relative:.0e}")
 check_branch_backward(branch_backward)
