@@ -96,7 +96,7 @@ def _numba_set():
                            'or choose the NumPy references with NPRCNN_KERNELS=numpy')
     import numba
     # OpenBLAS and Numba each have their own threads. Those of the layer "workqueue" sleep between two kernels; those of "omp" spin,
-    # and take the cores from the matrix product in between. (Numba runs one kernel at a time: it holds Python's lock.)
+    # and take the cores from the matrix product in between. (It bears one caller at a time: kernels/cpu/lock.py sees to that.)
     if "NUMBA_THREADING_LAYER" not in os.environ:
         numba.config.THREADING_LAYER = "workqueue"
     try:

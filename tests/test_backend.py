@@ -151,3 +151,32 @@ def test_numba_trains_and_predicts_as_the_references_do(roi_method):
         np.testing.assert_array_equal(other.anchor, mine.anchor)
         np.testing.assert_allclose(other.boxes, mine.boxes, rtol=0, atol=1e-7)
         np.testing.assert_array_equal(other.masks, mine.masks)
+
+
+def test_two_python_threads_may_use_the_compiled_kernels_at_once():
+    """In a process of its own: Numba's thread pool ends the process when two callers meet in it."""
+    pytest.importorskip("numba")
+    code = """
+import threading, numpy as np
+from nprcnn import backend
+kernels = backend.kernel_set("numba")
+x = np.random.default_rng(0).standard_normal((1, 32, 40, 40), np.float32)
+w = np.random.default_rng(1).standard_normal((32, 32, 3, 3), np.float32)
+rois = np.float32([[0, 2, 3, 30, 20]] * 20)
+def once():
+    y, index = kernels.max_pool2d(x, 3, 2, 1)
+    return (y, kernels.max_pool2d_grad(y, index, x.shape), kernels.resize_nearest(x, (80, 80)), kernels.resize_bilinear(x, (50, 30)),
+            kernels.roi_align(x, rois, 1.0, 7), kernels.conv2d(x, w, None, 1, 1), kernels.box_iou(rois[:, 1:], rois[:, 1:]))
+expected, failures = once(), []
+def often():
+    for _ in range(30):
+        if not all(np.array_equal(a, b) for a, b in zip(once(), expected)):
+            failures.append(1)
+threads = [threading.Thread(target=often) for _ in range(4)]
+[t.start() for t in threads]
+[t.join() for t in threads]
+print("failures:", len(failures))
+"""
+    run = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent.parent, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.strip() == "failures: 0"

@@ -41,23 +41,27 @@ def area(scores, correct, count, key=lambda pair: -pair[0], interpolate=True):
     for rank, (_, hit) in enumerate(ranked, 1):
         hits += hit
         curve.append((hit, hits / rank))
-    return sum(max(p for _, p in curve[k:]) if interpolate else curve[k][1] for k in range(len(curve)) if curve[k][0]) / count
+    heights = [max(p for _, p in curve[k:]) if interpolate else curve[k][1] for k in range(len(curve)) if curve[k][0]]
+    return sum(heights) / count
 
 
 def eleven(scores, correct, count, points=11):
     ranked = [hit for _, hit in sorted(zip(scores, correct), key=lambda pair: -pair[0])]
     hits = np.cumsum(ranked)
-    return np.mean([max([h / (k + 1) for k, h in enumerate(hits) if h / count >= r], default=0) for r in np.linspace(0, 1, points)])
+    return np.mean([max([h / (k + 1) for k, h in enumerate(hits) if h / count >= r], default=0)
+                    for r in np.linspace(0, 1, points)])
 
 
 WRONG = [
     ("mask_iou", lambda f, t, c: iou_of_sets(f, t, c & False), "treated like single objects"),
-    ("mask_iou", lambda f, t, c: iou_of_sets(f, t, c, lambda a, b, crowd: len(b) if crowd else len(a | b)), "the area of the crowd"),
+    ("mask_iou", lambda f, t, c: iou_of_sets(f, t, c, lambda a, b, crowd: len(b) if crowd else len(a | b)),
+     "the area of the crowd"),
     ("mask_iou", lambda f, t, c: iou_of_sets(f, t, c | True), "every target is treated as a crowd"),
     ("mask_iou", lambda f, t, c: iou_of_sets(
         f, t, c, lambda a, b, crowd: len(a) if crowd else len(a) + len(b) - len(a & b) % 256,
         lambda pixels: len(pixels) % 256), "modulo 256"),
-    ("mask_iou", lambda f, t, c: iou_of_sets(f, t, c, lambda a, b, crowd: len(a) if crowd else len(a) + len(b)), "counts the common pixels twice"),
+    ("mask_iou", lambda f, t, c: iou_of_sets(f, t, c, lambda a, b, crowd: len(a) if crowd else len(a) + len(b)),
+     "counts the common pixels twice"),
     ("match_voc", lambda *a: voc(*a, free_only=True), "COCO's rule"),
     ("match_voc", lambda *a: voc(*a, again=1), "more than once"),
     ("match_voc", lambda *a: voc(*a, again=-1), "is left out"),

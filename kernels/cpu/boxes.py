@@ -8,6 +8,7 @@ import numpy as np
 from numba import njit, prange
 
 from .checks import ONE, ZERO, check_floating
+from .lock import alone
 
 BLOCK = 4096  # boxes of b that one task compares with all of a: enough work for a thread, little enough for its cache
 
@@ -35,6 +36,7 @@ def _iou_all(a, b_x1, b_y1, b_x2, b_y2, block, iou):
                 iou[i, j] = _iou(x1, y1, x2, y2, area, b_x1[j], b_y1[j], b_x2[j], b_y2[j], other_area)
 
 
+@alone
 def box_iou(a, b):
     """Intersection over union: a (Na, 4), b (Nb, 4) -> (Na, Nb). See nprcnn.ops.boxes.box_iou."""
     for boxes, name in ((a, "a"), (b, "b")):

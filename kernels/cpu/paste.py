@@ -8,6 +8,7 @@ import numpy as np
 from numba import njit, prange
 
 from .checks import HALF, ONE, ZERO, plain
+from .lock import alone
 
 PADDING = 1
 
@@ -68,6 +69,7 @@ def _paste_all(masks, corners, threshold, images):
         _paste(masks[i], corners[i], threshold, images[i])
 
 
+@alone
 def paste_masks(masks, boxes, size, threshold=None):
     """Each mask (n, m, m) resized to its box (n, 4) in an empty image -> (n, H, W). See nprcnn.ops.paste.paste_masks."""
     if masks.ndim != 3 or masks.shape[1] != masks.shape[2]:

@@ -8,6 +8,7 @@ import numpy as np
 from numba import njit, prange
 
 from .checks import plain
+from .lock import alone
 
 
 @njit(cache=True)
@@ -43,6 +44,7 @@ def _pool_all(x, kernel, stride, padding, y, index):
                 index[plane, oy, ox] = where[chosen] * width + chosen
 
 
+@alone
 def max_pool2d(x, kernel, stride=None, padding=0):
     """The largest value of each window: x (N, C, H, W) -> y, index (N, C, OH, OW). See nprcnn.ops.pool.max_pool2d."""
     kernel, stride, padding = _pair(kernel), _pair(kernel if stride is None else stride), _pair(padding)
@@ -65,6 +67,7 @@ def _pool_grad_all(dy, index, dx):
             dx[plane, index[plane, k]] += dy[plane, k]
 
 
+@alone
 def max_pool2d_grad(dy, index, x_shape):
     """Gradient of max_pool2d: dy, index (N, C, OH, OW) -> dx, of `x_shape` (N, C, H, W)."""
     if len(x_shape) != 4 or dy.shape != index.shape or dy.shape[:2] != tuple(x_shape[:2]):

@@ -8,6 +8,7 @@ import numpy as np
 from numba import njit, prange
 
 from .checks import plain
+from .lock import alone
 
 
 def _nearest(n_in, n_out):
@@ -37,6 +38,7 @@ def _nearest_all(x, ys, xs, y):
                     out[j] = row[xs[j]]
 
 
+@alone
 def resize_nearest(x, size):
     """Resize by copying pixels: x (N, C, H, W) of any dtype, size (OH, OW) -> (N, C, OH, OW). See nprcnn.ops.resize."""
     _check(x.shape, size)
@@ -58,6 +60,7 @@ def _nearest_grad_all(dy, ys, xs, dx):
                 drow[xs[j]] += out[j]
 
 
+@alone
 def resize_nearest_grad(dy, x_shape):
     """Gradient of resize_nearest: dy (N, C, OH, OW) -> dx, of `x_shape` (N, C, H, W)."""
     _check_grad(dy.shape, x_shape)
@@ -82,6 +85,7 @@ def _bilinear_all(x, y_low, y_high, y_weight, x_low, x_high, x_weight, y):
                 out[j] = left + x_weight[j] * (right - left)
 
 
+@alone
 def resize_bilinear(x, size):
     """Resize by linear interpolation: x (N, C, H, W) floating, size (OH, OW) -> (N, C, OH, OW). See nprcnn.ops.resize."""
     _check(x.shape, size)
@@ -115,6 +119,7 @@ def _bilinear_grad_all(dy, y_low, y_high, y_weight, x_low, x_high, x_weight, dx)
                 dbelow[j] += weight * dblend[j]
 
 
+@alone
 def resize_bilinear_grad(dy, x_shape):
     """Gradient of resize_bilinear: dy (N, C, OH, OW) -> dx, of `x_shape` (N, C, H, W)."""
     _check_grad(dy.shape, x_shape)

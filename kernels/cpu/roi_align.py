@@ -14,6 +14,7 @@ import numpy as np
 from numba import njit, prange
 
 from .checks import HALF, ONE, ZERO, check_floating, check_rois, plain, rois_by_image
+from .lock import alone
 
 CHUNKS = 64  # of the forward's loop, to share out among threads
 LANES = 8    # float32 numbers that one AVX2 instruction works on
@@ -143,6 +144,7 @@ def _align_all(features, image, order, y_first, y_count, y_weights, x_first, x_c
             _align(features[image[r], c], r, y_first, y_count, y_weights, x_first, x_count, x_weights, columns, y[r, c])
 
 
+@alone
 def roi_align(features, rois, spatial_scale, output_size, sampling_ratio=2, aligned=False):
     """RoIAlign of every RoI: features (N, C, H, W), rois (R, 5) -> (R, C, oh, ow). See nprcnn.ops.roi_align."""
     out_h, out_w = check_rois(rois, features.shape, output_size)
@@ -188,6 +190,7 @@ def _align_grad_all(dy, order, starts, y_first, y_count, y_weights, x_first, x_c
             _align_grad(dy[r, c], y_first[r], y_count[r], y_weights[r], x_first[r], x_count[r], x_weights[r], dcolumns, dx[n, c])
 
 
+@alone
 def roi_align_grad(dy, rois, x_shape, spatial_scale, output_size, sampling_ratio=2, aligned=False):
     """Gradient of the features (N, C, H, W) from that of `roi_align`'s output, dy (R, C, oh, ow)."""
     out_h, out_w = check_rois(rois, x_shape, output_size)

@@ -8,6 +8,7 @@ import numpy as np
 from numba import njit, prange
 
 from .checks import check_floating, check_rois, plain, rois_by_image
+from .lock import alone
 
 CHUNKS = 64  # of the forward's loop, to share out among threads
 
@@ -54,6 +55,7 @@ def _pool_all(features, image, order, y_start, y_stop, x_start, x_stop, chunks, 
                         y[r, c, i, j], index[r, c, i, j] = 0, -1
 
 
+@alone
 def roi_pool(features, rois, spatial_scale, output_size):
     """RoIPool of every RoI: features (N, C, H, W), rois (R, 5) -> y (R, C, oh, ow), index (R, C, oh, ow). See nprcnn.ops.roi_pool."""
     out_h, out_w = check_rois(rois, features.shape, output_size)
@@ -84,6 +86,7 @@ def _pool_grad_all(dy, index, order, starts, dx):
                     dx[n, c, place] += dy[r, c, b]
 
 
+@alone
 def roi_pool_grad(dy, index, rois, x_shape):
     """Gradient of the features (N, C, H, W): each dy (R, C, oh, ow) goes to the pixel where the maximum was found."""
     n, channels, height, width = x_shape

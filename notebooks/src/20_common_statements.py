@@ -275,7 +275,7 @@ figure.legend(loc="outside lower center", ncols=5, fontsize=8);
 
 # %% [markdown]
 # The same backbone, with and without masks: not "5 against 20", but a quarter more. (The paper says: about 20 % on
-# typical models, section 3.2.) And what does the speed hang on? Three runs of our small model, measured here; only
+# typical models, section 3.1.) And what does the speed hang on? Three runs of our small model, measured here; only
 # the ratios mean anything.
 
 # %%
@@ -375,7 +375,7 @@ verdict(8, "half", f"in training, yes. In prediction it waits for the final boxe
                    f"{every:.0f} billion multiplications become {mask_cost:.0f}, and the boxes are better")
 
 # %% [markdown]
-# The paper says so in section 3.2: the difference to training "speeds up inference and improves accuracy (due to the use
+# The paper says so in section 3.1, "Inference": the difference to training "speeds up inference and improves accuracy (due to the use
 # of fewer, more accurate RoIs)".
 #
 # ## 9  "It is trained end to end, so the losses of the heads improve the RPN's boxes."
@@ -468,8 +468,8 @@ verdict(11, "false", "convolutions take any size, and RoIAlign makes 7 x 7 of ev
 
 # %% [markdown]
 # Images *are* resized, so that objects have sizes the anchors fit, and padded to a multiple of 32, so that a batch fits
-# together. Neither needs a fixed size, and the aspect ratio stays. (A classifier such as VGG-16 with its fully connected
-# layers on the whole image does need one; RoIPool was made to end that, after SPPnet's pooling.)
+# together. Neither needs a fixed size, and the aspect ratio stays. (A classifier such as VGG-16, with its fully connected
+# layers on the whole image, does need one. The pooling of SPPnet, and after it RoIPool, ended that for detectors.)
 #
 # ## 12  "The mask has the resolution of the image."
 #

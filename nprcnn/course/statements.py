@@ -3,7 +3,8 @@
 from .checks import Result
 
 REGION_BASED = {     # why each is, or is not
-    "R-CNN": "R-CNN takes about 2000 regions from selective search, and runs its network on each of them. It is region-based.",
+    "R-CNN": "R-CNN takes about 2000 regions from selective search, and runs its network on each of them. It is "
+             "region-based.",
     "Fast R-CNN": "Fast R-CNN takes its regions from selective search too; RoIPool cuts each from one feature map. It is "
                   "region-based.",
     "Mask R-CNN": "Mask R-CNN gets its regions from its RPN; RoIAlign cuts each from the pyramid. It is region-based.",
@@ -25,8 +26,8 @@ STATEMENTS = {       # answer, and how to test it
     "A": (False, "only the last 1x1 convolution has an output a class. Count the parameters of both heads, by name."),
     "B": (False, "P6 is for the RPN alone: RoIs are cut from P2 to P5. Nothing of the mask loss can come back there."),
     "C": (True, "anchors are as many as cells, times three. How do the cells of each level grow when both sides double?"),
-    "D": (False, "with no object the questions \"is this anchor an object?\" and \"which class?\" still have an answer: none. Look "
-                 "at loss_objectness and loss_classifier."),
+    "D": (False, "with no object the questions \"is this anchor an object?\" and \"which class?\" still have an answer: none. "
+                 "Look at loss_objectness and loss_classifier."),
     "E": (True, "exp(z + 5) = exp(5) exp(z), above and below the fraction of the softmax."),
 }
 
@@ -46,7 +47,9 @@ def check_not_region_based(answer):
     if "YOLO" not in named:
         reasons.append("One is missing: the one that reads classes and boxes for all cells of a grid at once, with no list of "
                        "regions in between.")
-    return _wrong(exercise, reasons) if reasons else _passed(exercise, "YOLO reads classes and boxes from a grid, in one pass.")
+    if reasons:
+        return _wrong(exercise, reasons)
+    return _passed(exercise, "YOLO reads classes and boxes from a grid, in one pass.")
 
 
 def check_components(answer):
@@ -72,7 +75,8 @@ def _check_table(exercise, answer, right):
     wrong = [name for name, (value, _) in right.items() if answer[name] != value]
     if wrong:
         more = [f"({len(wrong) - 2} more after these.)"] if len(wrong) > 2 else []
-        return _wrong(exercise, [f"{name}: {right[name][1]}" for name in wrong[:2]] + more, f"{len(wrong)} of {len(right)} are wrong")
+        reasons = [f"{name}: {right[name][1]}" for name in wrong[:2]]
+        return _wrong(exercise, reasons + more, f"{len(wrong)} of {len(right)} are wrong")
     return _passed(exercise, f"all {len(right)}.")
 
 
