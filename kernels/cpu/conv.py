@@ -25,8 +25,9 @@ from .lock import one_at_a_time
 ALGORITHMS = ("pointwise", "winograd 4x4", "winograd 2x2", "direct", "im2col")
 
 # Outputs of a Winograd tile along each axis. The largest error of 4 is 10 to 40 times that of im2col, up to 1.6e-5 of the largest
-# feature; that of 2 at most 3 times (conv_errors.py has the table), and it takes 1.3 times as long or more. No layer of a Mask R-CNN
-# asks for the 2: its boxes and scores agree with torchvision's either way. Where accuracy does ask, set this to 2.
+# feature; that of 2 at most 3 times (conv_errors.py has the table), and it takes 1.3 times as long or more. With 4 the
+# boxes, scores and masks of the whole network stay within torchvision's own rounding (tests/test_parity_predict.py). Where a network asks
+# for more, set this to 2.
 WINOGRAD_TILE = 4
 
 # Measured, float32, one core of an x86-64 with AVX2, CPU time:
