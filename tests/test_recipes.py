@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 
 import nprcnn
+from nprcnn import backend
 from nprcnn.data.shapes import Shapes
 from nprcnn.evaluate import evaluate
-from nprcnn.recipes import FULL, HELD_OUT
+from nprcnn.recipes import FULL, HELD_OUT, for_small_arrays
 
 WEIGHTS = Path(nprcnn.__file__).parent / "weights"
 
@@ -36,3 +37,15 @@ def test_stated_recipe_is_the_one_in_the_code():
 
 def test_shipped_weights_are_small():
     assert (WEIGHTS / "tiny_shapes.safetensors").stat().st_size <= 8e6
+
+
+@pytest.mark.parametrize("wanted, name", [(None, "numpy"), ("numba", "numba")])
+def test_small_arrays_have_their_own_kernels_and_leave_everything_as_it_was(monkeypatch, wanted, name):
+    pytest.importorskip(name)
+    monkeypatch.delenv("NPRCNN_KERNELS", raising=False)
+    if wanted:
+        monkeypatch.setenv("NPRCNN_KERNELS", wanted)
+    before = backend.active(), nprcnn.get_num_threads()
+    with for_small_arrays():
+        assert backend.active().name == name and nprcnn.get_num_threads() == 1
+    assert (backend.active(), nprcnn.get_num_threads()) == before
