@@ -6,7 +6,7 @@ from . import viz
 from .data.shapes import Shapes
 from .models import maskrcnn_tiny
 from .models.transform import resize_boxes, resized_size
-from .recipes import train_demo
+from .recipes import for_small_arrays, train_demo
 from .trace import Trace
 
 
@@ -18,23 +18,24 @@ SHOWN_BEFORE_NMS = 150
 
 def demo(out, quick=False, seed=0):
     """Train (unless quick) and print "mask AP50 0.xx"; then write a picture of each stage to the folder `out`."""
-    out.mkdir(parents=True, exist_ok=True)
-    if not quick:
-        print("A Mask R-CNN learns from random weights, on scenes made as it goes. The bar shows its five losses:")
-        print("obj (is this anchor an object?), rpn-box (where exactly?), cls (which class?), box (where exactly?), mask.")
-        _, ap50 = train_demo(seed)
-        print(f"mask AP50 {ap50:.2f}")
+    with for_small_arrays():
+        out.mkdir(parents=True, exist_ok=True)
+        if not quick:
+            print("A Mask R-CNN learns from random weights, on scenes made as it goes. The bar shows its five losses:")
+            print("obj (is this anchor an object?), rpn-box (where exactly?), cls (which class?), box (where exactly?), mask.")
+            _, ap50 = train_demo(seed)
+            print(f"mask AP50 {ap50:.2f}")
+            print()
+        model = maskrcnn_tiny(weights="shapes")
+        image, _ = Shapes.held_out(SCENES)[(FIRST_SCENE + seed) % SCENES]
+        print("The weights that come with the package, on one new image. Every stage's tensors, by name:")
+        trace = Trace()
+        result = model.predict(image, trace=trace)
+        print(trace)
         print()
-    model = maskrcnn_tiny(weights="shapes")
-    image, _ = Shapes.held_out(SCENES)[(FIRST_SCENE + seed) % SCENES]
-    print("The weights that come with the package, on one new image. Every stage's tensors, by name:")
-    trace = Trace()
-    result = model.predict(image, trace=trace)
-    print(trace)
-    print()
-    for name, figure in stage_figures(model, image, trace, result):
-        viz.save(figure, out / name)
-        print(f"wrote {out / name}")
+        for name, figure in stage_figures(model, image, trace, result):
+            viz.save(figure, out / name)
+            print(f"wrote {out / name}")
 
 
 def stage_figures(model, image, trace, result):
