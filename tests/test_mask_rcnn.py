@@ -434,3 +434,12 @@ def test_faster_rcnn_needs_no_masks():
     assert list(losses) == list(LOSSES[:4]) and not model.has_masks
     no_masks = [{**target, "masks": None} for target in targets]
     assert model.losses(images, no_masks, np.random.default_rng(0))[0] == losses
+
+
+def test_min_size_train_is_the_size_in_losses_and_not_in_predict():
+    image, target = Shapes(1, 0, size=(64, 96))[0]
+    model = nprcnn.maskrcnn_tiny(width=4, fpn_channels=8, min_size=96, min_size_train=64)
+    seen, trained = nprcnn.Trace(), nprcnn.Trace()
+    model.predict(image, trace=seen)
+    model.losses([image], [target], np.random.default_rng(0), trace=trained)
+    assert seen["transform.batch"].shape == (1, 3, 96, 160) and trained["transform.batch"].shape == (1, 3, 64, 96)

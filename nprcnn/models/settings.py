@@ -17,6 +17,7 @@ class Settings(NamedTuple):
     # the input (transform.make_batch)
     min_size: int = 800
     max_size: int = 1333
+    min_size_train: int | None = None  # in `losses`; None: min_size, too. Another size where training sees crops of the images
     image_mean: tuple = IMAGENET_MEAN
     image_std: tuple = IMAGENET_STD
     channel_order: str = "rgb"
