@@ -62,7 +62,7 @@ NUMPY = KernelSet(
     nms=nms, box_iou=box_iou, paste_masks=paste_masks,
 )
 
-KERNEL_SETS = {"numpy": NUMPY, "numba": None, "cuda-on-cpu": None}  # None: built when it is first asked for
+KERNEL_SETS = {"numpy": NUMPY, "numba": None, "cuda-on-cpu": None, "numba-cuda": None}  # None: built when it is first asked for
 
 _active = None  # until somebody asks: an import must not fail because of an environment variable
 
@@ -86,7 +86,7 @@ def kernel_set(name):
     if name not in KERNEL_SETS:
         raise BackendError(f"there is no set of kernels named {name!r}; choose one of: {', '.join(KERNEL_SETS)}")
     if KERNEL_SETS[name] is None:
-        KERNEL_SETS[name] = _numba_set() if name == "numba" else _cuda_on_cpu_set()
+        KERNEL_SETS[name] = {"numba": _numba_set, "cuda-on-cpu": _cuda_on_cpu_set, "numba-cuda": _numba_cuda_set}[name]()
     return KERNEL_SETS[name]
 
 
@@ -130,6 +130,17 @@ def _cuda_on_cpu_set():
     try:
         return NUMPY._replace(name="cuda-on-cpu", **kernel_set.functions())
     except compiler.NoCompiler as error:
+        raise BackendError(str(error)) from None
+
+
+def _numba_cuda_set():
+    """CUDA kernels written in Python, on a GPU or in Numba's simulator. What has no kernel is NumPy's."""
+    if importlib.util.find_spec("numba") is None:
+        raise BackendError('the kernels "numba-cuda" need Numba, which is not installed: pip install numba')
+    from .kernels.numba_cuda import gpu, kernel_set
+    try:
+        return NUMPY._replace(name="numba-cuda", **kernel_set.functions())
+    except gpu.NoCuda as error:
         raise BackendError(str(error)) from None
 
 
