@@ -14,7 +14,7 @@ MODULES = sorted(ROOT.rglob("*.py"))
 CHECKS_OF_INPUT = {"data.images", "data.targets"}
 ALLOWED = {
     "errors": set(),
-    "trace": set(),
+    "trace": {"inspect"},
     "ops": {"ops"},
     "gradcheck": set(),
     "pairs": {"ops", "gradcheck"},
@@ -24,14 +24,15 @@ ALLOWED = {
     "models": {"models", "layers", "ops", "backend", "trace", "errors", "weights"} | CHECKS_OF_INPUT,
     "weights": {"weights", "errors"},
     "data": {"data", "errors"},
-    "train": {"train", "errors", "layers", "models", "data"},
-    "evaluate": {"models", "data", "errors"},
+    "train": {"train", "errors", "layers", "models", "data", "weights", "pretrained", "trace", "canvas"},
+    "evaluate": {"evaluate", "canvas", "models", "data", "errors"},
     "canvas": {"data", "errors"},
     "viz": {"canvas", "models", "data", "errors"},
 }
 # only when called: `import nprcnn` must stay quick, and weights are above models
-LAZY = {("models", "weights"), ("backend", "kernels")}
-THIRD_PARTY = {"numpy", "numba", "PIL", "matplotlib", "tqdm", "safetensors", "pycocotools", "threadpoolctl",
+LAZY = {("models", "weights"), ("backend", "kernels"), ("trace", "inspect")}
+THIRD_PARTY = {"ipywidgets", "jupytext", "nbclient", "nbformat",  # of the extra [notebooks], only where they are installed
+               "numpy", "numba", "PIL", "matplotlib", "tqdm", "safetensors", "pycocotools", "threadpoolctl",
                # only where they are installed, for `nprcnn bench` to compare with
                "torch", "torchvision", "onnx", "onnxruntime", "openvino"}
 KERNELS = sorted((ROOT.parent / "kernels").rglob("*.py"))

@@ -721,7 +721,7 @@ check_area_ap(area_ap)
 #   that AP50 does not.
 # - −1 means undefined. A number without its rule, and without a word on its spread, says little.
 #
-# **Read next.** In this course: [18 The same numbers](18_the_same_numbers.ipynb). In the code: `nprcnn/evaluate.py`, and
+# **Read next.** In this course: [18 The same numbers](18_the_same_numbers.ipynb). In the code: `nprcnn/evaluate/`, and
 # `cocoeval.py` of pycocotools. Elsewhere: the COCO paper, arXiv 1405.0312; Hoiem, Chodpathumwan and Dai, *Diagnosing
 # error in object detectors* (2012); Bolya et al., *TIDE*, arXiv 2008.08115; Kirillov et al., *Panoptic segmentation*,
 # arXiv 1801.00868, for a measure that does without scores.

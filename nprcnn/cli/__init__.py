@@ -12,7 +12,7 @@ from importlib import import_module
 from ..errors import NprcnnError
 
 # in the order of --help; a new command is a file beside this one, with add(command) and run(args), and its name here
-COMMANDS = ("demo", "train", "evaluate", "predict", "compare", "bench", "gradcheck")
+COMMANDS = ("demo", "course", "train", "evaluate", "predict", "inspect", "compare", "bench", "gradcheck", "data", "inspect_kernel")
 
 
 def main(argv=None):
