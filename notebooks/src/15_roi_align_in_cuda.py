@@ -4,7 +4,8 @@
 # On a GPU, RoIAlign is a function that computes *one number*, started 12 million times. This notebook reads that
 # function, follows single threads through it, and then asks why the same arithmetic can be slow or fast: because of
 # how 32 neighbouring threads meet the memory. You need no GPU. nprcnn compiles the same CUDA files for your
-# processor and counts what a GPU's memory would have to do. You need a C++ compiler (`g++`).
+# processor and counts what a GPU's memory would have to do. You need a C++ compiler (`g++`); without one the cells
+# that run CUDA are skipped.
 #
 # **You need:** notebook [08](08_roi_pool_and_roi_align.ipynb) (RoIAlign). **You will be able to:** read a CUDA kernel,
 # say which memory its warps touch, find a race, and explain what versions 2 and 3 of a kernel gain. About 60 minutes
@@ -19,7 +20,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from nprcnn import course
-from nprcnn.course.cuda import check_passes, check_place, check_sectors
+from nprcnn.course.cuda import check_passes, check_place, check_sectors, compiler_is_here, numba_source
 from nprcnn.kernels.cuda import launch, roi_align as cuda_roi_align
 from nprcnn.kernels.cuda_on_cpu.inspection import inspect, report, watched
 from nprcnn.kernels.cuda_on_cpu.loader import LaunchError, Module
@@ -27,6 +28,7 @@ from nprcnn.ops.roi_align import roi_align
 
 course.style()
 rng = np.random.default_rng(0)
+compiler = compiler_is_here()
 course.where_we_are("roi_align")
 
 # %% [markdown]
@@ -51,6 +53,13 @@ def show(file, first, last):
 show("roi_align_v1_naive.cu", 7, 34)
 
 # %% [markdown]
+# And here is the same kernel in Python, which Numba compiles for a GPU (`kernels/numba_cuda/roi_align.py`). Lay the two
+# side by side; if you do not write C, read this one.
+
+# %%
+print(numba_source("roi_align.py", "roi_align_v1"))
+
+# %% [markdown]
 # If you know `nprcnn/ops/roi_align.py` or notebook 08, there is little new. Two loops over the samples of one bin,
 # and for each sample four pixels. `__global__` says "a kernel", `__restrict__` says that the arrays do not overlap, and
 # `real` is `float` (or `double` for gradient checks). No loop over R, C, OH and OW: that is the grid.
@@ -62,10 +71,11 @@ show("roi_align_v1_naive.cu", 7, 34)
 features = rng.standard_normal((1, 64, 50, 76), np.float32)          # P3 of an image of 400 x 608, 64 channels of it
 corner = rng.uniform(0, 1, (8, 2)) * [350, 180]
 rois = np.hstack([np.zeros((8, 1)), corner, corner + rng.uniform(60, 200, (8, 2))]).astype(np.float32)   # (8, 5), pixels
-y = cuda_roi_align.roi_align(features, rois, 1 / 8, 7, version=1)                 # compiled when first called
-error = np.abs(y - roi_align(features, rois, 1 / 8, 7)).max()
-assert error < 1e-5
-print(f"y {y.shape}: {y.size:,} threads. Largest difference to NumPy: {error:.0e}")
+if compiler:
+    y = cuda_roi_align.roi_align(features, rois, 1 / 8, 7, version=1)             # compiled when first called
+    error = np.abs(y - roi_align(features, rois, 1 / 8, 7)).max()
+    assert error < 1e-5
+    print(f"y {y.shape}: {y.size:,} threads. Largest difference to NumPy: {error:.0e}")
 
 # %% [markdown]
 # ## 2  One thread
@@ -74,12 +84,13 @@ print(f"y {y.shape}: {y.size:,} threads. Largest difference to NumPy: {error:.0e
 # who, in which line, which element.
 
 # %%
-with inspect(trace_block=0) as launches:
-    cuda_roi_align.roi_align(features, rois, 1 / 8, 7, version=1)
-trace = launches[0].trace
-of_thread_24 = [access for access in trace if access.thread == 24]
-for access in of_thread_24:
-    print(f"{access.file}:{access.line}  {access.kind:5} {access.memory}[{access.index}]")
+if compiler:
+    with inspect(trace_block=0) as launches:
+        cuda_roi_align.roi_align(features, rois, 1 / 8, 7, version=1)
+    trace = launches[0].trace
+    of_thread_24 = [access for access in trace if access.thread == 24]
+    for access in of_thread_24:
+        print(f"{access.file}:{access.line}  {access.kind:5} {access.memory}[{access.index}]")
 
 # %% [markdown]
 # Thread 24 is bin (3, 3) of RoI 0 and channel 0: 24 = 3 · 7 + 3, the middle of the 7 x 7. It reads the RoI's four numbers and its image,
@@ -87,23 +98,24 @@ for access in of_thread_24:
 # reads; on the right, those of its whole warp *in one step*: the 32 lanes at the first load of their first sample.
 
 # %%
-def pixels(accesses):
-    """(rows, columns) of what was read of channel 0."""
-    return np.divmod(np.array([access.index for access in accesses if access.memory == "features"]), 76)
+if compiler:
+    def pixels(accesses):
+        """(rows, columns) of what was read of channel 0."""
+        return np.divmod(np.array([access.index for access in accesses if access.memory == "features"]), 76)
 
-first_load = [next(a for a in trace if a.thread == t and a.memory == "features") for t in range(32)]
-figure, axes = plt.subplots(1, 2, figsize=(9, 3.5), sharey=True)
-for panel, accesses, title in ((axes[0], of_thread_24, "thread 24: all its reads"), (axes[1], first_load, "a warp: its 32 lanes, one load")):
-    rows, columns = pixels(accesses)
-    for row, sector in {(r, c) for r, c in zip(rows, (rows * 76 + columns) // 8)}:     # a sector is 8 floats, all the map's rows in a row
-        panel.add_patch(plt.Rectangle((sector * 8 - row * 76 - 0.5, row - 0.5), 8, 1, facecolor="#dddddd", edgecolor="white"))
-    panel.plot(columns, rows, "s", color=course.FORWARD, markersize=4)
-    x1, y1, x2, y2 = rois[0, 1:] / 8
-    panel.add_patch(plt.Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor=course.BACKWARD))
-    panel.set(title=title, xlabel="column of the feature map", xlim=(x1 - 9, x2 + 9), ylim=(y2 + 2, y1 - 2))
-axes[0].set(ylabel="row")
-touched = {access.index // 8 for access in first_load}
-print(f"one load of the warp: 32 numbers, 128 bytes; sectors touched: {len(touched)}, {32 * len(touched)} bytes")
+    first_load = [next(a for a in trace if a.thread == t and a.memory == "features") for t in range(32)]
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.5), sharey=True)
+    for panel, accesses, title in ((axes[0], of_thread_24, "thread 24: all its reads"), (axes[1], first_load, "a warp: its 32 lanes, one load")):
+        rows, columns = pixels(accesses)
+        for row, sector in {(r, c) for r, c in zip(rows, (rows * 76 + columns) // 8)}:     # a sector is 8 floats, all the map's rows in a row
+            panel.add_patch(plt.Rectangle((sector * 8 - row * 76 - 0.5, row - 0.5), 8, 1, facecolor="#dddddd", edgecolor="white"))
+        panel.plot(columns, rows, "s", color=course.FORWARD, markersize=4)
+        x1, y1, x2, y2 = rois[0, 1:] / 8
+        panel.add_patch(plt.Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor=course.BACKWARD))
+        panel.set(title=title, xlabel="column of the feature map", xlim=(x1 - 9, x2 + 9), ylim=(y2 + 2, y1 - 2))
+    axes[0].set(ylabel="row")
+    touched = {access.index // 8 for access in first_load}
+    print(f"one load of the warp: 32 numbers, 128 bytes; sectors touched: {len(touched)}, {32 * len(touched)} bytes")
 
 # %% [markdown]
 # Blue is what is read, grey what the memory *moves*. Global memory moves **sectors** of 32 bytes, 8 floats. The 32
@@ -121,30 +133,32 @@ print(f"one load of the warp: 32 numbers, 128 bytes; sectors touched: {len(touch
 # *channels* at one pixel: 32 numbers in a row.
 
 # %%
-launches, names = [], []
-for version in (1, 2, 3):
-    with inspect() as found:
-        result = cuda_roi_align.roi_align(features, rois, 1 / 8, 7, version=version)
-    assert np.abs(result - y).max() < 1e-5
-    launches += found
-    names += [f"v{version}  {one.kernel}" for one in found]
-print(report(launches, names))
+if compiler:
+    launches, names = [], []
+    for version in (1, 2, 3):
+        with inspect() as found:
+            result = cuda_roi_align.roi_align(features, rois, 1 / 8, 7, version=version)
+        assert np.abs(result - y).max() < 1e-5
+        launches += found
+        names += [f"v{version}  {one.kernel}" for one in found]
+    print(report(launches, names))
 
 # %%
-def reads_of_features(one):
-    lines = [line for line in one.lines if line.memory == "features"]
-    return sum(line.sectors for line in lines) / sum(line.accesses for line in lines)
+if compiler:
+    def reads_of_features(one):
+        lines = [line for line in one.lines if line.memory == "features"]
+        return sum(line.sectors for line in lines) / sum(line.accesses for line in lines)
 
-last = {name[:2]: one for name, one in zip(names, launches)}                     # for version 3 the second of its launches
-moved = [sum(one.total("sectors") for name, one in zip(names, launches) if name[:2] == version) * 32 / 2**20 for version in last]
-figure, axes = plt.subplots(1, 2, figsize=(8, 2.4))
-axes[0].bar(list(last), [reads_of_features(one) for one in last.values()], color=course.FORWARD)
-axes[0].axhline(4, color="black", linestyle=":")
-axes[0].text(2, 4.4, "32 floats side by side", ha="center", fontsize=8)
-axes[0].set(title="sectors a load of the features")
-axes[1].bar(list(last), moved, color=course.YELLOW)
-axes[1].set(title="MB moved in all, turning included")
-print("sectors a load:", {name: round(reads_of_features(one), 1) for name, one in last.items()})
+    last = {name[:2]: one for name, one in zip(names, launches)}                     # for version 3 the second of its launches
+    moved = [sum(one.total("sectors") for name, one in zip(names, launches) if name[:2] == version) * 32 / 2**20 for version in last]
+    figure, axes = plt.subplots(1, 2, figsize=(8, 2.4))
+    axes[0].bar(list(last), [reads_of_features(one) for one in last.values()], color=course.FORWARD)
+    axes[0].axhline(4, color="black", linestyle=":")
+    axes[0].text(2, 4.4, "32 floats side by side", ha="center", fontsize=8)
+    axes[0].set(title="sectors a load of the features")
+    axes[1].bar(list(last), moved, color=course.YELLOW)
+    axes[1].set(title="MB moved in all, turning included")
+    print("sectors a load:", {name: round(reads_of_features(one), 1) for name, one in last.items()})
 
 # %% [markdown]
 # The columns of the table: *asked* is what threads read and wrote, *moved* whole sectors. *differs in a block* is how
@@ -160,16 +174,17 @@ print("sectors a load:", {name: round(reads_of_features(one), 1) for name, one i
 # What if somebody forgets the `__syncthreads()`? We take it out of version 2 and run it: as it is, and watched.
 
 # %%
-broken = launch.source("roi_align_v2_shared_taps").replace("__syncthreads();", "", 1)
-arguments = (features, rois, np.empty_like(y), *map(np.int32, (64, 50, 76, 7, 7)), np.float32(1 / 8), *map(np.int32, (2, 0, 16)))
-Module(broken, ["-Dreal=float"]).get_function("roi_align")((8, 4), (256,), arguments)
-print(f"without the barrier: largest error {np.abs(arguments[2] - y).max():.1f}")
+if compiler:
+    broken = launch.source("roi_align_v2_shared_taps").replace("__syncthreads();", "", 1)
+    arguments = (features, rois, np.empty_like(y), *map(np.int32, (64, 50, 76, 7, 7)), np.float32(1 / 8), *map(np.int32, (2, 0, 16)))
+    Module(broken, ["-Dreal=float"]).get_function("roi_align")((8, 4), (256,), arguments)
+    print(f"without the barrier: largest error {np.abs(arguments[2] - y).max():.1f}")
 
-kernel = watched(Module(broken, ["-Dreal=float"], mode="inspect").get_function("roi_align"))
-try:
-    kernel((8, 4), (256,), arguments)
-except LaunchError as problem:
-    print("the inspector:\n   ", str(problem).replace(": ", ":\n    ", 1))
+    kernel = watched(Module(broken, ["-Dreal=float"], mode="inspect").get_function("roi_align"))
+    try:
+        kernel((8, 4), (256,), arguments)
+    except LaunchError as problem:
+        print("the inspector:\n   ", str(problem).replace(": ", ":\n    ", 1))
 
 # %% [markdown]
 # Thread 0 went on before the others had written their taps. On this machine, threads of a block run one after another, so the result
@@ -186,15 +201,16 @@ except LaunchError as problem:
 show("roi_align_v3_channels_last.cu", 13, 27)
 
 # %%
-turn = launch.source("roi_align_v3_channels_last")
-turned = np.empty((50 * 76, 64), np.float32)
-for width, code in (("33", turn), ("32", turn.replace("tile[TILE][TILE + 1]", "tile[TILE][TILE]"))):
-    kernel = watched(Module(code, ["-Dreal=float"], mode="inspect").get_function("to_channels_last"))
-    with inspect() as found:
-        kernel((-(-50 * 76 // 32), 2, 1), (32, 8), (features, turned, np.int32(64), np.int32(50 * 76)))
-    passes, least = found[0].total("passes", shared=True), found[0].total("least_passes", shared=True)
-    print(f"a tile {width} wide: {least:,} accesses of shared memory, {passes:,} passes")
-assert np.array_equal(turned.T.reshape(64, 50, 76), features[0])
+if compiler:
+    turn = launch.source("roi_align_v3_channels_last")
+    turned = np.empty((50 * 76, 64), np.float32)
+    for width, code in (("33", turn), ("32", turn.replace("tile[TILE][TILE + 1]", "tile[TILE][TILE]"))):
+        kernel = watched(Module(code, ["-Dreal=float"], mode="inspect").get_function("to_channels_last"))
+        with inspect() as found:
+            kernel((-(-50 * 76 // 32), 2, 1), (32, 8), (features, turned, np.int32(64), np.int32(50 * 76)))
+        passes, least = found[0].total("passes", shared=True), found[0].total("least_passes", shared=True)
+        print(f"a tile {width} wide: {least:,} accesses of shared memory, {passes:,} passes")
+    assert np.array_equal(turned.T.reshape(64, 50, 76), features[0])
 
 # %% [markdown]
 # The same numbers come out, and one of the two needs 16 times the passes: writing a row takes 1 and reading a column 32.
@@ -207,16 +223,17 @@ assert np.array_equal(turned.T.reshape(64, 50, 76), features[0])
 # and float addition depends on it:
 
 # %%
-dy = rng.standard_normal(y.shape, np.float32)
-gradients = {}
-for version in (1, 2):
-    for order in ("0", "1", "2"):                          # threads start forwards, backwards, shuffled
-        os.environ["CUDA_ON_CPU_ORDER"] = order
-        gradients[version, order] = cuda_roi_align.roi_align_grad(dy, rois, features.shape, 1 / 8, 7, version=version)
-    same = all(np.array_equal(gradients[version, "0"], gradients[version, order]) for order in "12")
-    print(f"version {version}: the same bits whatever the order of threads: {same}")
-del os.environ["CUDA_ON_CPU_ORDER"]
-print(f"largest difference between orders, version 1: {max(np.abs(gradients[1, '0'] - gradients[1, o]).max() for o in '12'):.0e}")
+if compiler:
+    dy = rng.standard_normal(y.shape, np.float32)
+    gradients = {}
+    for version in (1, 2):
+        for order in ("0", "1", "2"):                          # threads start forwards, backwards, shuffled
+            os.environ["CUDA_ON_CPU_ORDER"] = order
+            gradients[version, order] = cuda_roi_align.roi_align_grad(dy, rois, features.shape, 1 / 8, 7, version=version)
+        same = all(np.array_equal(gradients[version, "0"], gradients[version, order]) for order in "12")
+        print(f"version {version}: the same bits whatever the order of threads: {same}")
+    del os.environ["CUDA_ON_CPU_ORDER"]
+    print(f"largest difference between orders, version 1: {max(np.abs(gradients[1, '0'] - gradients[1, o]).max() for o in '12'):.0e}")
 
 # %% [markdown]
 # Version 2 turns the question round: a thread owns one *pixel*, looks at every RoI in order, and collects. Nobody
@@ -224,10 +241,11 @@ print(f"largest difference between orders, version 1: {max(np.abs(gradients[1, '
 # price is that each pixel must look at each RoI.
 
 # %%
-with inspect() as found:
-    for version in (1, 2):
-        cuda_roi_align.roi_align_grad(dy, rois, features.shape, 1 / 8, 7, version=version)
-print(report(found, ["v1  atomics", "v2  ordered"]))
+if compiler:
+    with inspect() as found:
+        for version in (1, 2):
+            cuda_roi_align.roi_align_grad(dy, rois, features.shape, 1 / 8, 7, version=version)
+    print(report(found, ["v1  atomics", "v2  ordered"]))
 
 # %% [markdown]
 # ## Stop in a thread yourself
@@ -292,5 +310,5 @@ check_passes(passes)
 #   a warp wants together should lie in different banks.
 # - Where outputs meet (backward), either add atomically, in no order, or let each thread own a place and collect.
 #
-# **Read next.** `kernels/cuda/README.md` lists the files; `nms_v1_bitmask.cu` and `conv2d_v1_naive.cu` begin two more series.
+# **Read next.** In this course: [16 NMS as bits](16_nms_as_bits.ipynb). In the code: `kernels/cuda/README.md` lists the files.
 # NVIDIA's *CUDA C++ Programming Guide*, the chapters on memory.

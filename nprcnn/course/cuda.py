@@ -1,8 +1,50 @@
-"""Exercises of notebook 15: the memory of a GPU."""
+"""Exercises of notebook 15: the memory of a GPU. And what notebooks 15 to 17 share."""
+
+import ast
 
 import numpy as np
 
+from ..kernels.cuda import launch
+from ..kernels.cuda_on_cpu import compiler
+from ..kernels.cuda_on_cpu.inspection import SECTOR
 from .checks import compare
+
+
+def compiler_is_here():
+    """Is there a C++ compiler, so that CUDA kernels can run on this machine? If not, says so."""
+    try:
+        compiler.find()
+    except compiler.NoCompiler as error:
+        print(f"The cells that run CUDA kernels are skipped here:\n{error}")
+        return False
+    return True
+
+
+def counts(launches, names):
+    """A table of what launches asked of the memory, a row each, as wide as a page. (`report` of inspection.py tells more.)"""
+    rows = [f"{'':16} {'global':>11} {'KB':>9} {'sectors':>11} {'KB':>9} {'shared':>11} {'bank':>11}",
+            f"{'':16} {'accesses':>11} {'asked':>9} {'moved':>11} {'moved':>9} {'accesses':>11} {'conflicts':>11}"]
+    for name, one in zip(names, launches):
+        asked, sectors = one.total("bytes"), one.total("sectors")
+        shared, passes, least = (one.total(field, shared=True) for field in ("accesses", "passes", "least_passes"))
+        rows.append(f"{name:16} {one.total('accesses'):11,} {asked / 1024:9,.0f} {sectors:11,} {sectors * SECTOR / 1024:9,.0f} "
+                    f"{shared:11,} {passes - least:11,}")
+    return "\n".join(rows)
+
+
+def cuda_source(file, begin, end="}"):
+    """Numbered lines of a file of kernels/cuda: from the first that begins with `begin` to the next that begins with `end`."""
+    lines = (launch.FOLDER / file).read_text(encoding="utf-8").split("\n")
+    first = next(n for n, line in enumerate(lines) if line.startswith(begin))
+    last = next(n for n, line in enumerate(lines) if n > first and line.startswith(end))
+    return "\n".join(f"{n + 1:3}  {lines[n]}" for n in range(first, last + 1))
+
+
+def numba_source(file, function):
+    """The text of one function of kernels/numba_cuda, with its decorator. Read, not imported: that needs a GPU or a simulator."""
+    text = (launch.FOLDER.parent / "numba_cuda" / file).read_text(encoding="utf-8")
+    (found,) = [node for node in ast.parse(text).body if getattr(node, "name", "") == function]
+    return "\n".join(text.split("\n")[found.decorator_list[0].lineno - 1:found.end_lineno])
 
 
 def check_sectors(yours):
