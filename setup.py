@@ -17,7 +17,7 @@ setup(
     python_requires=">=3.11",
     packages=PACKAGES + KERNELS,
     package_dir={"nprcnn.kernels": "kernels"},
-    package_data={"": ["*.md", "*.cu", "*.cuh", "*.h", "*.cpp"], "nprcnn.weights": ["*.safetensors", "*.json"]},
+    package_data={"": ["*.md", "*.cu", "*.cuh", "*.h", "*.cpp", "*.html", "*.css", "*.js"], "nprcnn.weights": ["*.safetensors", "*.json"]},
     install_requires=["numpy>=2.0", "numba>=0.60", "threadpoolctl>=3.1", "pillow>=10.1", "matplotlib>=3.8", "tqdm>=4.60",
                       "safetensors>=0.4", "pycocotools>=2.0.8"],
     extras_require={

@@ -2,7 +2,9 @@
 
     trace = nprcnn.Trace()
     model.predict(image, trace=trace)
-    trace["rpn.proposals"]
+    trace["rpn.proposals"]                  an array, or a list with one an image
+    trace.show("rpn.proposals")             the same as a figure
+    trace.stepper()                         all stages, one after the other, in a notebook
 
 `losses` and `backward` take a trace too; the backward pass records gradients under the same names in `trace.grad`.
 The arrays are the ones the model computed, not copies, and recording changes no result.
@@ -62,16 +64,35 @@ class Trace:
     """Names -> arrays (or lists of arrays, one an image), in the order in which the stages ran.
 
     A second pass writes over the first one's names, so take a new Trace for each. NAMES lists them all.
+
+    What figures need besides: images and sizes, the images and their (h, w) in the network, without padding; class_names; labels, in
+    training the classes of the sampled RoIs, an array an image. Each is None until a pass has recorded it.
     """
 
     def __init__(self):
         self.values = {}
         self.grad = Gradients()
+        self.images = self.sizes = self.class_names = self.labels = None
 
     def __getitem__(self, name):
         if name not in self.values:
             raise KeyError(f"no stage named {name!r}; recorded: {', '.join(self.values) or 'nothing yet'}")
         return self.values[name]
+
+    def show(self, name, image=0, n=16, gradient=False):
+        """A matplotlib Figure of one stage: channels for feature maps, boxes over the image, masks, ...
+
+        image: which one of the batch; n: how many channels or masks at most; gradient=True draws trace.grad[name]. KeyError for a name
+        that is not recorded; the message says which are close to it.
+        """
+        from .inspect.figures import figure
+        return figure(self, name, image, n, gradient)
+
+    def stepper(self, names=None, image=0, gradient=False, interactive=None):
+        """All stages, or those in `names`, one after the other: a slider where ipywidgets are installed, otherwise a sheet of figures.
+        interactive=False gives the sheet in any case, for a notebook that is read without a kernel."""
+        from .inspect.stepper import stepper
+        return stepper(self, names, image, gradient, interactive)
 
     def __contains__(self, name):
         return name in self.values
@@ -114,3 +135,15 @@ def record_grad(trace, name, value):
     """Called by the models in the backward pass, under the name of the forward stage; trace may be None."""
     if trace is not None:
         trace.grad[name] = value
+
+
+def record_input(trace, images, sizes, class_names):
+    """Called by the models before the first stage; trace may be None."""
+    if trace is not None:
+        trace.images, trace.sizes, trace.class_names, trace.labels = images, sizes, class_names, None
+
+
+def record_labels(trace, labels):
+    """Called by `losses`: the classes of the sampled RoIs; trace may be None."""
+    if trace is not None:
+        trace.labels = labels
