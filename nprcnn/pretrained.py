@@ -1,5 +1,6 @@
 """A model from a file of weights alone: what it is, is read off the file."""
 
+import json
 import math
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from .data.coco_names import class_names
 from .errors import ConfigError, WeightsError
 from .models import builders
 from .weights.files import load_state, read_weights
-from .weights.recognise import recognise
+from .weights.recognise import Recognised, recognise
 
 
 class NoNumbers:
@@ -32,7 +33,8 @@ class NoNumbers:
 
 
 def load_model(path, like=None, **arguments):
-    """Recognise the model that a file's weights belong to, build it and load them.
+    """Recognise the model that a file's weights belong to, build it and load them. Weights that nprcnn.train wrote say it themselves, with
+    all settings.
 
     Parameters
     ----------
@@ -55,7 +57,7 @@ def load_model(path, like=None, **arguments):
     """
     state = read_weights(path)
     try:
-        found = like or recognise(state)
+        found = like or stated_model(path) or recognise(state)
         budget = 10 ** 6 + 2 * sum(array.size for array in state.values())
         model = getattr(builders, found.builder)(rng=NoNumbers(budget), **{**found.arguments, **arguments})
     except WeightsError as error:
@@ -67,3 +69,55 @@ def load_model(path, like=None, **arguments):
     if model.class_names is None:
         model.class_names = class_names(model.num_classes)
     return model, report
+
+
+def stated_model(path):
+    """The model that the metadata of a .safetensors file names (see nprcnn.train.start.model_metadata), or None.
+
+    WeightsError if what it says cannot be a model.
+    """
+    if Path(path).suffix != ".safetensors":
+        return None
+    from safetensors import safe_open
+    with safe_open(path, "numpy") as file:
+        text = (file.metadata() or {}).get("model")
+    if text is None:
+        return None
+    try:
+        stated = json.loads(text)
+        name, arguments = builder_name(stated["builder"]), {key: as_tuples(value) for key, value in stated["arguments"].items()}
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        name = None
+    # a builder reads the files that these two name
+    if name is None or "weights" in arguments or "weights_backbone" in arguments:
+        raise WeightsError("what its metadata says of its model cannot be understood; build the model yourself and give it to "
+                           "nprcnn.load_weights")
+    return Recognised(name, arguments, f"{name}, {arguments.get('num_classes', '?')} classes with the background, as it was trained")
+
+
+def build_model(builder, arguments, rng=None):
+    """A model by the name of its builder, such as "maskrcnn_tiny" or "tiny", and the builder's arguments, which may come from JSON.
+
+    ConfigError for a name or an argument that there is not.
+    """
+    name = builder_name(builder)
+    if name is None:
+        known = [n.removeprefix("maskrcnn_") for n in vars(builders) if n.startswith(("maskrcnn_", "fasterrcnn_"))]
+        raise ConfigError(f"there is no model {builder!r}; choose one of: {', '.join(known)}")
+    try:
+        return getattr(builders, name)(rng=rng, **{key: as_tuples(value) for key, value in arguments.items()})
+    except TypeError as error:
+        raise ConfigError(f"the model {builder} cannot be built: {error}") from error
+
+
+def builder_name(name):
+    """"tiny" or "maskrcnn_tiny" -> "maskrcnn_tiny"; None if there is no such builder."""
+    for candidate in (name, f"maskrcnn_{name}"):
+        if candidate.startswith(("maskrcnn_", "fasterrcnn_")) and hasattr(builders, candidate):
+            return candidate
+    return None
+
+
+def as_tuples(value):
+    """JSON has lists where the builders have tuples."""
+    return tuple(map(as_tuples, value)) if isinstance(value, list) else value

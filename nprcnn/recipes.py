@@ -2,7 +2,6 @@
 
 import json
 import os
-import time
 from contextlib import contextmanager
 
 import numpy as np
@@ -13,7 +12,7 @@ from .errors import ConfigError
 from .evaluate import evaluate, format_metrics
 from .models import maskrcnn_tiny
 from .threads import get_num_threads, set_num_threads
-from .train import train
+from .train import train, train_in_folder
 from .weights import save_weights
 
 HELD_OUT = 200  # scenes that the full recipe is measured on
@@ -40,33 +39,26 @@ def for_small_arrays():
         set_num_threads(threads)
 
 
-def train_shapes(out, seed=0, steps=None):
+def train_shapes(out, seed=0, steps=None, resume=False):
     """`nprcnn train shapes`: the full recipe, from random weights.
 
-    Writes to the folder `out`: history.jsonl, the losses of every step, as they come; tiny_shapes.safetensors, the weights, every
-    SAVE_EVERY steps and at the end; result.json, the seed, the time and the AP on HELD_OUT scenes, at the end.
+    Writes to the folder `out` what train_in_folder writes (history.jsonl, checkpoints to go on from, curves.png), and at the end
+    tiny_shapes.safetensors, the weights, and result.json, the seed, the time and the AP on HELD_OUT scenes.
     """
     recipe = {**FULL, **({} if steps is None else {"steps": steps})}
     if (out / "result.json").exists():
         raise ConfigError(f"{out} already holds a finished training; give another --out, or remove it")
-    out.mkdir(parents=True, exist_ok=True)
+    source = Shapes(recipe["steps"] * recipe["batch_size"], seed)
     model = maskrcnn_tiny(rng=np.random.default_rng(seed), class_names=Shapes.class_names)
-    start = time.perf_counter()
-    with open(out / "history.jsonl", "w", encoding="utf-8") as log:
-        def on_step(step, row):
-            log.write(json.dumps(row) + "\n")
-            if (step + 1) % SAVE_EVERY == 0:
-                log.flush()
-                save_weights(model, out / "tiny_shapes.safetensors")
-
-        with for_small_arrays():
-            train(model, Shapes(recipe["steps"] * recipe["batch_size"], seed), seed=seed, on_step=on_step, **recipe)
-    seconds = time.perf_counter() - start
+    config = {"model": {"builder": "maskrcnn_tiny", "arguments": {"class_names": Shapes.class_names}},
+              "data": {"scenes": len(source), "seed": seed}, "training": {**recipe, "seed": seed}}
+    with for_small_arrays():
+        rows = train_in_folder(model, source, out, config, save_every=SAVE_EVERY, resume=resume)
     save_weights(model, out / "tiny_shapes.safetensors")
     metrics = evaluate(model, Shapes.held_out(HELD_OUT))
     (out / "result.json").write_text(json.dumps(
         {"command": f"nprcnn train shapes --out {out.name} --seed {seed}" + (f" --steps {steps}" if steps else ""),
-         "seed": seed, "recipe": recipe, "minutes": round(seconds / 60, 1), "held_out_scenes": HELD_OUT,
+         "seed": seed, "recipe": recipe, "minutes": round(sum(row["seconds"] for row in rows) / 60, 1), "held_out_scenes": HELD_OUT,
          "metrics": metrics}, indent=1) + "\n")
     print(format_metrics(metrics))
     print(f"wrote {out / 'tiny_shapes.safetensors'}")

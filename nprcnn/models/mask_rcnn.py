@@ -16,7 +16,7 @@ from ..data.targets import check_target
 from ..errors import DataError
 from ..layers import Layer
 from ..ops.paste import paste_masks_continuous
-from ..trace import record, record_grad
+from ..trace import record, record_grad, record_input, record_labels
 from . import box_head, mask_head, postprocess, rpn, targets, transform
 from .decisions import LOSSES, Decisions, LossCache
 from .postprocess import Detections
@@ -141,8 +141,9 @@ class MaskRCNN(Layer):
         image_targets : list of dict
             One an image: "boxes" (G, 4) float, "labels" (G,) int in 1 .. num_classes - 1, "masks" (G, H, W) uint8 (not needed
             without a mask branch). G may be 0.
-        rng : numpy.random.Generator
-            Draws the samples of anchors and RoIs. Not used if decisions are given.
+        rng : numpy.random.Generator, or a list with one an image
+            Draws the samples of anchors and RoIs. One generator serves the images one after the other; with a list, an image's sample
+            does not depend on what else is in the batch. Not used if decisions are given.
         decisions : Decisions, optional
         trace : Trace, optional
 
@@ -156,22 +157,12 @@ class MaskRCNN(Layer):
         DataError
             An image or a target cannot be used; nothing was changed.
         """
-        images = _checked_images(images)
-        if len(images) != len(image_targets):
-            raise DataError(f"{len(images)} images and {len(image_targets)} targets; each image needs its own")
-        for i, (image, target) in enumerate(zip(images, image_targets)):
-            check_target(image.shape[:2], target, self.num_classes, i, needs_masks=self.has_masks)
-        image_targets = [transform.resize_target(
-            t, image.shape[:2], transform.resized_size(*image.shape[:2], self.min_size, self.max_size, self.resize),
-            self.dtype, self.resize)
-            for t, image in zip(image_targets, images)]
+        images, image_targets = self._checked(images, image_targets)
         target_boxes = [t["boxes"] for t in image_targets]
-        for i, boxes in enumerate(target_boxes):
-            if (boxes[:, 2:] <= boxes[:, :2]).any():
-                raise DataError(f"target {i}: a box is so small that {boxes.dtype} loses its area after resizing; drop it")
         batch, pyramid, anchors, logits, deltas, first_cache = self._first_stage(images, True, trace)
         if decisions is None:
             decisions = self._decide(logits, deltas, anchors, batch, image_targets, rng, trace)
+        record_labels(trace, decisions.labels)
         record(trace, "rpn.proposals", decisions.proposals)
         record(trace, "rpn.proposal_anchors", decisions.proposal_anchor)
 
@@ -208,29 +199,56 @@ class MaskRCNN(Layer):
             record(trace, f"losses.{name}", loss)
         return losses, LossCache(decisions, first_cache, rpn_loss_cache, box_cache, box_loss_cache, mask_cache, mask_loss_cache)
 
-    def backward(self, cache, trace=None):
+    def decide(self, images, image_targets, rng):
+        """What `losses` would decide, and nothing else: Decisions. Keeps nothing for a backward pass and changes nothing; batch norm uses
+        the batch's statistics, as `losses` does, and its running ones stay. Arguments and errors: see losses.
+        """
+        images, image_targets = self._checked(images, image_targets)
+        before = [(tensor, tensor.data) for _, tensor in self.named_tensors()]
+        batch, _, anchors, logits, deltas, _ = self._first_stage(images, True, None)
+        for tensor, data in before:  # batch norm has put new arrays in the place of its running statistics
+            tensor.data = data
+        return self._decide(logits, deltas, anchors, batch, image_targets, rng, None)
+
+    def loss_counts(self, decisions):
+        """By what each loss of a batch is divided: {name of the loss: sampled anchors, sampled RoIs or positive RoIs}.
+
+        A loss of a whole batch is the mean of its parts' losses, weighted with these counts: see backward's `weights`.
+        """
+        anchors = sum(map(len, decisions.anchor_positive + decisions.anchor_negative))
+        if self.rpn_loss_normalizer == "wanted":
+            anchors = self.rpn_batch_size_per_image * len(decisions.labels)
+        rois = sum(map(len, decisions.labels))
+        positive = sum(int((labels > 0).sum()) for labels in decisions.labels)
+        return dict(zip(LOSSES if self.has_masks else LOSSES[:-1], (anchors, anchors, rois, rois, positive)))
+
+    def backward(self, cache, trace=None, weights=None):
         """Add the gradient of the sum of the losses to every parameter's grad.
+
+        weights: {name of the loss: factor}, all 1 by default. Where the batch is a part of a larger one, the part's share of each loss's
+        count makes the gradients of the parts add up to the larger batch's (train/gradients.py).
 
         The stages of `losses`, from the last to the first. The proposals are constants, so no gradient flows from the second stage
         through the RPN: the two meet only in the pyramid, where their gradients add.
         """
-        one = self.dtype(1)  # d(sum of the losses) / d(each loss)
+        # d(weighted sum of the losses) / d(each loss)
+        d = {name: self.dtype(1 if weights is None else weights[name]) for name in (LOSSES if self.has_masks else LOSSES[:-1])}
         count = len(self.box_features.strides)
         from_rois = [0] * count
-        for name in LOSSES if self.has_masks else LOSSES[:-1]:
-            record_grad(trace, f"losses.{name}", one)
+        for name in d:
+            record_grad(trace, f"losses.{name}", d[name])
         if self.has_masks:
             # forward: loss_mask = mask loss(mask logits), mask logits = mask branch(P2 .. P5)
-            dmask_logits = mask_head.mask_loss_backward(one, cache.mask_loss)
+            dmask_logits = mask_head.mask_loss_backward(d["loss_mask"], cache.mask_loss)
             from_rois = self._mask_branch_backward(dmask_logits, cache.mask, trace)
         # forward: loss_classifier, loss_box_reg = box losses(class logits, box deltas), both = box branch(P2 .. P5)
-        dclass_logits, dbox_deltas = box_head.box_losses_backward(one, one, cache.box_loss)
+        dclass_logits, dbox_deltas = box_head.box_losses_backward(d["loss_classifier"], d["loss_box_reg"], cache.box_loss)
         dbox = self._box_branch_backward(dclass_logits, dbox_deltas, cache.box, trace)
         # each of P2 .. P5 fed both branches: fan-out, so the gradients add
         from_rois = [m + b for m, b in zip(from_rois, dbox)]
 
         # forward: loss_objectness, loss_rpn_box_reg = RPN losses(logits, deltas), both = RPN(P2 .. P6)
-        dlogits, ddeltas = rpn.rpn_losses_backward(one, one, cache.rpn_loss)
+        dlogits, ddeltas = rpn.rpn_losses_backward(d["loss_objectness"], d["loss_rpn_box_reg"], cache.rpn_loss)
         backbone_cache, rpn_cache = cache.first_stage
         dpyramid = self.rpn.backward(dlogits, ddeltas, rpn_cache, trace)
         # each of P2 .. P5 fed the RPN and the RoI heads: fan-out, so the gradients add. P6 fed the RPN alone.
@@ -240,9 +258,29 @@ class MaskRCNN(Layer):
 
     # ------------------------------------------------------------------------------------------------------- stages
 
+    def _checked(self, images, image_targets):
+        """Images, and targets of the resized images; DataError if one cannot be trained on."""
+        images = _checked_images(images)
+        if len(images) != len(image_targets):
+            raise DataError(f"{len(images)} images and {len(image_targets)} targets; each image needs its own")
+        for i, (image, target) in enumerate(zip(images, image_targets)):
+            check_target(image.shape[:2], target, self.num_classes, i, needs_masks=self.has_masks)
+        image_targets = [transform.resize_target(
+            t, image.shape[:2], transform.resized_size(*image.shape[:2], self._min_size(True), self.max_size, self.resize),
+            self.dtype, self.resize)
+            for t, image in zip(image_targets, images)]
+        for i, boxes in enumerate(t["boxes"] for t in image_targets):
+            if (boxes[:, 2:] <= boxes[:, :2]).any():
+                raise DataError(f"target {i}: a box is so small that {boxes.dtype} loses its area after resizing; drop it")
+        return images, image_targets
+
+    def _min_size(self, train):
+        return self.min_size if self.min_size_train is None or not train else self.min_size_train
+
     def _first_stage(self, images, train, trace):
-        batch = transform.make_batch(images, self.min_size, self.max_size, self.image_mean, self.image_std, self.size_divisible,
+        batch = transform.make_batch(images, self._min_size(train), self.max_size, self.image_mean, self.image_std, self.size_divisible,
                                      self.dtype, self.channel_order, self.pixel_range, self.resize)
+        record_input(trace, images, batch.sizes, self.class_names)
         record(trace, "transform.batch", batch.tensor)
         pyramid, backbone_cache = self.backbone.forward(batch.tensor, train, trace)
         logits, deltas, rpn_cache = self.rpn.forward(pyramid, train, trace)
@@ -268,8 +306,9 @@ class MaskRCNN(Layer):
         all_anchors = np.concatenate(anchors)
         found = self._proposals(logits, deltas, anchors, batch.sizes, self.rpn_pre_nms_top_n_train, self.rpn_post_nms_top_n_train,
                                 trace)
+        rngs = rng if isinstance(rng, (list, tuple)) else [rng] * len(found)
         per_image = []
-        for target, (proposals, _, anchor, *_) in zip(image_targets, found):
+        for target, (proposals, _, anchor, *_), rng in zip(image_targets, found, rngs, strict=True):
             anchor_sample = targets.anchor_targets(
                 all_anchors, target["boxes"], rng, self.rpn_fg_iou_thresh, self.rpn_bg_iou_thresh,
                 self.rpn_batch_size_per_image, self.rpn_positive_fraction)

@@ -1,36 +1,21 @@
 """The training loop. Any data source fits: `len(source)`, and `source[i] -> (image, target)`."""
 
+import time
+
 import numpy as np
 
+from ..data.loader import Loader
 from ..errors import ConfigError
-from .schedule import step_schedule
+from ..layers import Buffer
+from . import guards
+from .gradients import batch_gradients, make_parts
+from .schedule import make_schedule
 from .sgd import SGD, clip_gradients
 
 
-def batches(source, batch_size, seed):
-    """Endless batches: every epoch visits the source once, in a new order that the seed fixes. What does not fill the last batch of an
-    epoch is left out of it.
-
-    Yields
-    ------
-    images, targets : tuples of `batch_size` each
-
-    Raises
-    ------
-    ConfigError
-        The source is smaller than a batch.
-    """
-    if len(source) < batch_size:
-        raise ConfigError(f"a batch of {batch_size} from a data set of {len(source)}: choose a smaller batch")
-    rng = np.random.default_rng([seed, 0])
-    while True:
-        order = rng.permutation(len(source))
-        for start in range(0, len(source) - batch_size + 1, batch_size):
-            yield tuple(zip(*(source[int(i)] for i in order[start:start + batch_size])))
-
-
-def train(model, source, *, steps, batch_size=8, lr=0.02, warmup_steps=100, drops=(2 / 3, 8 / 9), momentum=0.9,
-          weight_decay=1e-4, max_grad_norm=10.0, seed=0, progress=True, on_step=None):
+def train(model, source, *, steps, batch_size=8, accumulate=1, lr=0.02, schedule="step", warmup_steps=100, drops=(2 / 3, 8 / 9),
+          momentum=0.9, weight_decay=1e-4, max_grad_norm=10.0, seed=0, augment=None, workers=0, start=0, optimizer=None,
+          progress=True, on_step=None, on_failure=None):
     """Train a model in place.
 
     Parameters
@@ -38,62 +23,91 @@ def train(model, source, *, steps, batch_size=8, lr=0.02, warmup_steps=100, drop
     model : MaskRCNN
     source : data source
         `len(source)`, and `source[i] -> (image, target)`, as MaskRCNN.losses wants them.
-    steps, batch_size : int
-    lr, warmup_steps, drops
-        See step_schedule.
+    steps, batch_size, accumulate : int
+        batch_size images go through the network at once; `accumulate` times as many make a step (see gradients.py).
+    lr, schedule, warmup_steps, drops
+        See schedule.make_schedule.
     momentum, weight_decay, max_grad_norm : float
         See SGD and clip_gradients.
     seed : int
-        Fixes the order of the images and what the losses sample. (The initial values are the model's.)
+        Fixes the order of the images, their augmentation and what the losses sample. (The initial values are the model's.)
+    augment, workers
+        See nprcnn.data.loader.Loader.
+    start, optimizer : int, SGD
+        To go on with a training: the first step to take, and the optimiser with its velocity. Given both and the weights, the rest is
+        bit for bit what it would have been: all that is random is a function of seed, step and image.
     progress : bool
         Show a progress bar with the five losses.
     on_step : function (step, row), optional
         Called after every step with what the history got.
+    on_failure : function (step, part, decisions, text) -> text, optional
+        Called where the training diverged, before the error is raised, with the Part of the batch where it began; may add to the text.
 
     Returns
     -------
-    list of dict, one a step: the losses, "loss" (their sum), "lr" and "grad_norm" (before clipping).
+    list of dict, one a step: the losses, "loss" (their sum), "lr", "grad_norm" (before clipping), "seconds".
 
     Raises
     ------
     ConfigError
-        The source is smaller than a batch, or the training diverged: a loss is NaN or infinite. No step is taken from there.
+        The source is smaller than a batch, or the training diverged: a loss or a gradient is NaN or infinite. That step is not taken.
     DataError
         An image or a target cannot be used.
 
     The same seed gives the same weights, bit for bit, on the same machine.
     """
     from tqdm import tqdm
-    optimizer = SGD(model.parameters(), momentum, weight_decay)
-    schedule = step_schedule(lr, steps, warmup_steps, drops)
-    rng = np.random.default_rng([seed, 1])
-    stream = batches(source, batch_size, seed)
+    optimizer = SGD(model.parameters(), momentum, weight_decay) if optimizer is None else optimizer
+    rate = make_schedule(schedule, lr, steps, warmup_steps, drops)
     history = []
-    with tqdm(total=steps, desc="training", unit="step", disable=not progress) as bar:
-        for step in range(steps):
-            images, targets = next(stream)
-            losses, cache = model.losses(list(images), list(targets), rng)
-            _check_finite(losses, step, lr)
+    with Loader(source, batch_size * accumulate, seed, augment, workers) as loader, \
+            tqdm(total=steps, initial=start, desc="training", unit="step", disable=not progress) as bar:
+        stream, clock = loader.batches(start), time.perf_counter()
+        for step in range(start, steps):
+            batch, statistics = next(stream), running_statistics(model)
             model.zero_grad()
-            model.backward(cache)
-            del cache  # the largest arrays of the step, not needed any more
-            grad_norm = clip_gradients(model.parameters(), max_grad_norm)
-            optimizer.step(schedule(step))
-            row = {name: float(value) for name, value in losses.items()}
-            row.update(loss=sum(row.values()), lr=schedule(step), grad_norm=grad_norm)
+            with np.errstate(all="ignore"):  # the next lines look at the result
+                losses = batch_gradients(model, make_parts(batch, accumulate, seed, step, source))
+                grad_norm = clip_gradients(optimizer.parameters, max_grad_norm)
+            if not np.isfinite([*losses.values(), grad_norm]).all():
+                put_back(statistics)
+                parts = make_parts(batch, accumulate, seed, step, source)
+                raise ConfigError(_failure(model, parts, step, losses, grad_norm, rate(step), on_failure))
+            optimizer.step(rate(step))
+
+            now = time.perf_counter()
+            row = {**losses, "loss": sum(losses.values()), "lr": rate(step), "grad_norm": grad_norm, "seconds": now - clock}
             history.append(row)
             bar.set_postfix_str(progress_text(history), refresh=False)
             bar.update()
             if on_step is not None:
                 on_step(step, row)
+            clock = time.perf_counter()
     return history
 
 
-def _check_finite(losses, step, lr):
-    """From a NaN on, every weight would become NaN: better one sentence now than hours of it."""
-    bad = [f"{name} is {float(value)}" for name, value in losses.items() if not np.isfinite(value)]
-    if bad:
-        raise ConfigError(f"the training diverged: at step {step} {', '.join(bad)}; lower the learning rate (lr={lr:g}) or warm up longer")
+def running_statistics(model):
+    """Those of batch norm, which each forward pass in training replaces by new arrays: [(Buffer, its array)]."""
+    return [(tensor, tensor.data) for _, tensor in model.named_tensors() if isinstance(tensor, Buffer)]
+
+
+def put_back(statistics):
+    """Undo what forward passes did to them."""
+    for buffer, data in statistics:
+        buffer.data = data
+
+
+def _failure(model, parts, step, losses, grad_norm, lr, on_failure):
+    """Find out where a step failed, and put the model back as it was before. Returns the message."""
+    statistics = running_statistics(model)
+    with np.errstate(all="ignore"):
+        place, decisions = guards.find_nonfinite(model, parts)
+    model.zero_grad()
+    put_back(statistics)
+    text = guards.explain(place, parts, step, losses, grad_norm, lr)
+    if on_failure is None:
+        return text
+    return on_failure(step, parts[0 if place is None else place.part], decisions, text)
 
 
 SHORT_NAMES = {"loss_objectness": "obj", "loss_rpn_box_reg": "rpn-box", "loss_classifier": "cls", "loss_box_reg": "box",

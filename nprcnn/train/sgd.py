@@ -9,7 +9,7 @@ class SGD:
     Parameters
     ----------
     parameters : list of Parameter
-        Those that are not trainable are left out.
+        Those that are not trainable are left out. `parameters` and `velocity` list the others and their v, in one order.
     momentum, weight_decay : float
         mu and lambda of v = mu v + (g + lambda w). The paper's are .9 and 1e-4 (section 3.1).
     """
