@@ -22,7 +22,11 @@ setup(
                       "safetensors>=0.4", "pycocotools>=2.0.8"],
     extras_require={
         "notebooks": NOTEBOOKS,
-        "test": ["pytest>=8", "hypothesis>=6.80"],
+        "test": ["pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6.80"],
+        "mpi": ["mpi4py>=4.0", "mpich>=4.1"],
+        # not plain cupy, which is built from its source
+        "cuda12": ["cupy-cuda12x[ctk]", "numba-cuda[cu12]"],
+        "cuda13": ["cupy-cuda13x[ctk]", "numba-cuda[cu13]"],
     },
     entry_points={"console_scripts": ["nprcnn = nprcnn.cli:main"]},
 )

@@ -15,8 +15,11 @@ import tempfile
 from pathlib import Path
 from typing import Callable, NamedTuple
 
-from . import threads
+import numpy as np
+
+from . import allocator, devices, threads
 from .errors import BackendError
+from .ops.activation import relu_grad
 from .ops.boxes import box_iou
 from .ops.conv import conv2d, conv2d_fused, conv2d_grad_w, conv2d_grad_x
 from .ops.nms import nms
@@ -35,6 +38,7 @@ class KernelSet(NamedTuple):
     conv2d_grad_x: Callable
     conv2d_grad_w: Callable
     conv2d_fused: Callable
+    relu_grad: Callable
     max_pool2d: Callable
     max_pool2d_grad: Callable
     resize_bilinear: Callable
@@ -48,12 +52,13 @@ class KernelSet(NamedTuple):
     nms: Callable
     box_iou: Callable
     paste_masks: Callable
+    batched_nms: Callable | None = None     # of all groups at once; None: `nms`, group by group
 
 
 NUMPY = KernelSet(
     name="numpy",
     conv2d=conv2d, conv2d_grad_x=conv2d_grad_x, conv2d_grad_w=conv2d_grad_w,
-    conv2d_fused=conv2d_fused,
+    conv2d_fused=conv2d_fused, relu_grad=relu_grad,
     max_pool2d=max_pool2d, max_pool2d_grad=max_pool2d_grad,
     resize_bilinear=resize_bilinear, resize_bilinear_grad=resize_bilinear_grad,
     resize_nearest=resize_nearest, resize_nearest_grad=resize_nearest_grad,
@@ -62,29 +67,49 @@ NUMPY = KernelSet(
     nms=nms, box_iou=box_iou, paste_masks=paste_masks,
 )
 
-KERNEL_SETS = {"numpy": NUMPY, "numba": None, "cuda-on-cpu": None, "numba-cuda": None}  # None: built when it is first asked for
+KERNEL_SETS = {"numpy": NUMPY, "numba": None, "cuda-on-cpu": None, "numba-cuda": None, "cupy": None}  # None: built when it is asked for
 
 _active = None  # until somebody asks: an import must not fail because of an environment variable
+_active_on_gpu = None
 
 
-def active():
-    """The KernelSet that the layers use now; at first the one that NPRCNN_KERNELS names, or else "numba" where Numba is
-    installed and "numpy" where it is not.
+def active(array=None):
+    """The KernelSet that the layers use now, on the machine where the array is: kernels follow the arrays.
+
+    For NumPy's arrays (and None) at first the one that NPRCNN_KERNELS names, or else "numba" where Numba is installed and "numpy" where
+    it is not. For CuPy's, which lie on a GPU, "cupy".
 
     Raises
     ------
     BackendError
         NPRCNN_KERNELS names a set that is not there, or one that needs what is not installed.
     """
+    if array is not None and devices.is_on_gpu(array):
+        if _active_on_gpu is None:
+            use("cupy")
+        return _active_on_gpu
     if _active is None:
-        use(os.environ.get("NPRCNN_KERNELS") or ("numba" if importlib.util.find_spec("numba") else "numpy"))
+        named = os.environ.get("NPRCNN_KERNELS")
+        if named == "cupy":     # of the GPU: the CPU needs another one
+            use(named)
+        use(named if named and named != "cupy" else "numba" if importlib.util.find_spec("numba") else "numpy")
     return _active
 
 
-def kernel_set(name):
-    """The KernelSet of this name, one of KERNEL_SETS. BackendError: there is none, or it needs what is not installed."""
+def kernel_set(name, deterministic=False):
+    """The KernelSet of this name, one of KERNEL_SETS. BackendError: there is none, or it needs what is not installed.
+
+    deterministic: see use.
+    """
     if name not in KERNEL_SETS:
         raise BackendError(f"there is no set of kernels named {name!r}; choose one of: {', '.join(KERNEL_SETS)}")
+    if name == "cupy":      # not kept: whether there is a GPU is looked at each time
+        return _cupy_set(deterministic)
+    if deterministic and name == "cuda-on-cpu":
+        return _cuda_on_cpu_set(deterministic)
+    if deterministic and name == "numba-cuda":
+        raise BackendError('the kernels "numba-cuda" add in whatever order their threads come; for the same bits in every run choose '
+                           '"cupy" or "cuda-on-cpu"')
     if KERNEL_SETS[name] is None:
         KERNEL_SETS[name] = {"numba": _numba_set, "cuda-on-cpu": _cuda_on_cpu_set, "numba-cuda": _numba_cuda_set}[name]()
     return KERNEL_SETS[name]
@@ -95,18 +120,15 @@ def _numba_set():
         raise BackendError('the kernels "numba" need Numba, which is not installed: pip install numba, '
                            'or choose the NumPy references with NPRCNN_KERNELS=numpy')
     import numba
-    # OpenBLAS and Numba each have their own threads. Those of the layer "workqueue" sleep between two kernels; those of "omp" spin,
-    # and take the cores from the matrix product in between. (It bears one caller at a time: kernels/cpu/lock.py sees to that.)
-    if "NUMBA_THREADING_LAYER" not in os.environ:
-        numba.config.THREADING_LAYER = "workqueue"
     try:
         from .kernels.cpu import roi_align
     except RuntimeError as error:  # Numba found no folder for its cache: neither the package's own nor the user's can be written to
         if "cannot cache" not in str(error):
             raise
         numba.config.CACHE_DIR = tempfile.mkdtemp(prefix="nprcnn-")
-    from .kernels.cpu import boxes, conv, nms, paste, pool, resize, roi_align, roi_pool
-    threads.start_numba()
+    from .kernels.cpu import activation, boxes, conv, nms, paste, pool, resize, roi_align, roi_pool
+    threads.start_kernels()
+    allocator.keep_freed_memory()
     cache = Path(roi_align._align_all.stats.cache_path)
     if not any(cache.glob("roi_align._align_all-*.nbi")):
         print("nprcnn: compiling the kernels, once after an install: the first prediction takes half a minute longer",
@@ -114,7 +136,7 @@ def _numba_set():
     return KernelSet(
         name="numba",
         conv2d=conv.conv2d, conv2d_grad_x=conv.conv2d_grad_x, conv2d_grad_w=conv.conv2d_grad_w,
-        conv2d_fused=conv.conv2d_fused,
+        conv2d_fused=conv.conv2d_fused, relu_grad=activation.relu_grad,
         max_pool2d=pool.max_pool2d, max_pool2d_grad=pool.max_pool2d_grad,
         resize_bilinear=resize.resize_bilinear, resize_bilinear_grad=resize.resize_bilinear_grad,
         resize_nearest=resize.resize_nearest, resize_nearest_grad=resize.resize_nearest_grad,
@@ -124,11 +146,11 @@ def _numba_set():
     )
 
 
-def _cuda_on_cpu_set():
+def _cuda_on_cpu_set(deterministic=False):
     """The CUDA kernels, compiled for the CPU: slow, and each thread can be stepped through. What has no kernel is NumPy's."""
     from .kernels.cuda_on_cpu import compiler, kernel_set
     try:
-        return NUMPY._replace(name="cuda-on-cpu", **kernel_set.functions())
+        return NUMPY._replace(name="cuda-on-cpu", **kernel_set.functions(deterministic))
     except compiler.NoCompiler as error:
         raise BackendError(str(error)) from None
 
@@ -144,13 +166,24 @@ def _numba_cuda_set():
         raise BackendError(str(error)) from None
 
 
+def _cupy_set(deterministic):
+    """The CUDA kernels on a GPU. What has no kernel is NumPy's, which hands CuPy's arrays on to CuPy."""
+    devices.cupy()
+    from .kernels.cuda import kernel_set
+    return NUMPY._replace(name="cupy", **kernel_set.functions(deterministic))
+
+
 class use:
     """Choose the kernels: `nprcnn.use("numpy")` from here on, or `with nprcnn.use("numpy"):` for one block.
 
     Parameters
     ----------
     name : str
-        One of KERNEL_SETS. The environment variable NPRCNN_KERNELS names the one that a process starts with.
+        One of KERNEL_SETS. The environment variable NPRCNN_KERNELS names the one that a process starts with. "cupy" is chosen for arrays on
+        a GPU, the others for those of the CPU.
+    deterministic : bool
+        Of "cupy" and "cuda-on-cpu": gradients that several threads add to are summed in a fixed order instead of by atomics: slower, and
+        the same bits in every run. "numpy" and "numba" have the same bits anyway.
 
     Raises
     ------
@@ -158,14 +191,18 @@ class use:
         There is no set of that name, or it needs what is not installed.
     """
 
-    def __init__(self, name):
-        global _active
-        chosen = kernel_set(name)
-        self.previous, _active = _active, chosen
+    def __init__(self, name, deterministic=False):
+        global _active, _active_on_gpu
+        self.chosen = kernel_set(name, deterministic)
+        self.previous = _active, _active_on_gpu
+        if name == "cupy":
+            _active_on_gpu = self.chosen
+        else:
+            _active = self.chosen
 
     def __enter__(self):
-        return _active
+        return self.chosen
 
     def __exit__(self, *exception):
-        global _active
-        _active = self.previous
+        global _active, _active_on_gpu
+        _active, _active_on_gpu = self.previous

@@ -13,10 +13,11 @@ levels), and each run needs its own.
 
 import numpy as np
 
-from . import backend
+from . import backend, devices
 from .errors import WeightsError
 from .ops.activation import relu_backward, relu_forward
 from .ops.conv import conv2d_backward, conv2d_forward
+from .ops.conv_fused import conv2d_fused_backward, conv2d_fused_forward
 from .ops.deconv import conv_transpose2d_backward, conv_transpose2d_forward
 from .ops.linear import linear_backward, linear_forward
 from .ops.norm import (batch_norm_backward, batch_norm_forward, frozen_batch_norm_backward,
@@ -72,8 +73,8 @@ class Layer:
             parameter.grad = None
 
     def state_dict(self):
-        """All parameters and buffers: {name: array}, under torchvision's names. The arrays are not copied."""
-        return {name: tensor.data for name, tensor in self.named_tensors()}
+        """All parameters and buffers: {name: NumPy array}, under torchvision's names. Not copied, but for those on a GPU."""
+        return {name: devices.to_host(tensor.data, "state") for name, tensor in self.named_tensors()}
 
     def load_state_dict(self, state):
         """Take over all parameters and buffers.
@@ -95,7 +96,21 @@ class Layer:
             raise WeightsError(f"the weights do not fit the model: {'; '.join(problems[:3])}{more}. "
                                "Build the model that they were saved from (depth, num_classes, options).")
         for name, tensor in own.items():
-            tensor.data = np.array(state[name], tensor.data.dtype)
+            tensor.data = np.array(devices.to_host(state[name], "state"), tensor.data.dtype, like=tensor.data)
+
+    def to(self, device):
+        """Move all parameters and buffers to "cpu" or "cuda" (see nprcnn.devices). Returns self.
+
+        Gradients are forgotten; an optimiser is made afterwards, for its velocity lies where the parameters are.
+
+        Raises
+        ------
+        BackendError
+            There is no GPU, or nothing to use it with, or too little memory; then nothing was moved.
+        """
+        devices.move([tensor for _, tensor in self.named_tensors()], device)
+        self.zero_grad()
+        return self
 
     def astype(self, dtype):
         """Cast all parameters and buffers in place (gradients are checked in float64). Returns self."""
@@ -152,14 +167,14 @@ class Conv2d(Layer):
     def forward(self, x, train):
         bias = None if self.bias is None else self.bias.data
         if not train:
-            return backend.active().conv2d(x, self.weight.data, bias, self.stride, self.padding, self.dilation,
+            return backend.active(x).conv2d(x, self.weight.data, bias, self.stride, self.padding, self.dilation,
                                            self.groups), None
         return conv2d_forward(x, self.weight.data, bias, self.stride, self.padding, self.dilation, self.groups,
-                              kernels=backend.active())
+                              kernels=backend.active(x))
 
     def backward(self, dy, cache, needs_dx=True):
         """needs_dx=False: returns None, for a first layer, whose input is the image."""
-        dx, dw, db = conv2d_backward(dy, cache, needs_dx, kernels=backend.active())
+        dx, dw, db = conv2d_backward(dy, cache, needs_dx, kernels=backend.active(dy))
         self.weight.add_grad(dw)
         if self.bias is not None:
             self.bias.add_grad(db)
@@ -176,11 +191,11 @@ class ConvTranspose2d(Layer):
 
     def forward(self, x, train):
         y, cache = conv_transpose2d_forward(x, self.weight.data, self.bias.data, self.stride, self.padding,
-                                            kernels=backend.active())
+                                            kernels=backend.active(x))
         return y, cache if train else None
 
     def backward(self, dy, cache):
-        dx, dw, db = conv_transpose2d_backward(dy, cache, kernels=backend.active())
+        dx, dw, db = conv_transpose2d_backward(dy, cache, kernels=backend.active(dy))
         self.weight.add_grad(dw)
         self.bias.add_grad(db)
         return dx
@@ -290,31 +305,49 @@ def conv_norm_relu(conv, norm, x, train, residual=None, relu=True):
     """y = relu(norm(conv(x)) + residual): the one place where convolution, norm, sum and ReLU meet.
 
     x (N, C, H, W) -> y (N, O, H', W') and a cache for conv_norm_relu_backward (None without train). norm may be None, and so may
-    residual (an array of y's shape); relu=False leaves the ReLU out. In training step by step, each with its cache; else in one
-    kernel call, whose reference (ops.conv.conv2d_fused) takes the same steps.
+    residual (an array of y's shape); relu=False leaves the ReLU out.
+
+    One operation (ops.conv_fused) instead of four passes over the map, wherever the norm is a constant scale and shift. In training
+    BatchNorm2d is not: its statistics are known only when the whole map is there, so then each step runs by itself.
     """
-    if not train:
-        scale, shift = (None, None) if norm is None else norm.scale_and_shift()
-        bias = None if conv.bias is None else conv.bias.data
-        return backend.active().conv2d_fused(x, conv.weight.data, bias, conv.stride, conv.padding, conv.dilation, conv.groups,
-                                             scale, shift, residual, relu), None
-    y, conv_cache = conv.forward(x, train)
-    norm_cache = relu_cache = None
-    if norm is not None:
-        y, norm_cache = norm.forward(y, train)
+    if train and isinstance(norm, BatchNorm2d):
+        return _step_by_step(conv, norm, x, residual, relu)
+    scale, shift = (None, None) if norm is None else norm.scale_and_shift()
+    bias = None if conv.bias is None else conv.bias.data
+    geometry = (conv.stride, conv.padding, conv.dilation, conv.groups)
+    if train:
+        return conv2d_fused_forward(x, conv.weight.data, bias, residual, scale, shift, relu, *geometry, kernels=backend.active(x))
+    return backend.active(x).conv2d_fused(x, conv.weight.data, bias, *geometry, scale, shift, residual, relu), None
+
+
+def conv_norm_relu_backward(conv, norm, dy, cache, needs_dx=True):
+    """dy, of y's shape -> dx, of x's (None if not needed), and the gradient of the residual, of y's (None if there was none)."""
+    if isinstance(norm, BatchNorm2d):
+        return _step_by_step_backward(conv, norm, dy, cache, needs_dx)
+    dx, dw, db, dresidual = conv2d_fused_backward(dy, cache, needs_dx, kernels=backend.active(dy))
+    conv.weight.add_grad(dw)
+    if conv.bias is not None:
+        conv.bias.add_grad(db)
+    return dx, dresidual
+
+
+def _step_by_step(conv, norm, x, residual, relu):
+    """The same, each step with its cache."""
+    y, conv_cache = conv.forward(x, train=True)
+    y, norm_cache = norm.forward(y, train=True)
     if residual is not None:
         y = y + residual
+    relu_cache = None
     if relu:
         y, relu_cache = relu_forward(y)
     return y, (conv_cache, norm_cache, relu_cache)
 
 
-def conv_norm_relu_backward(conv, norm, dy, cache, needs_dx=True):
-    """dy, of y's shape -> dx, of x's (None if not needed), and the gradient of the residual, of y's: what arrives at the sum."""
+def _step_by_step_backward(conv, norm, dy, cache, needs_dx):
     conv_cache, norm_cache, relu_cache = cache
     # forward: y = relu(s), s = n + residual      the sum gives the same gradient to both
     ds = dy if relu_cache is None else relu_backward(dy, relu_cache)
     # forward: n = norm(c)
-    dc = ds if norm is None else norm.backward(ds, norm_cache)
+    dc = norm.backward(ds, norm_cache)
     # forward: c = conv(x)
     return conv.backward(dc, conv_cache, needs_dx), ds

@@ -19,6 +19,7 @@ from .gradcheck import GradientCheckError, check_adjoint, check_gradients
 from .ops.activation import (relu_backward, relu_forward, sigmoid_backward, sigmoid_forward, softmax_backward,
                              softmax_forward)
 from .ops.conv import conv2d_backward, conv2d_forward
+from .ops.conv_fused import conv2d_fused_backward, conv2d_fused_forward
 from .ops.deconv import conv_transpose2d_backward, conv_transpose2d_forward
 from .ops.linear import linear_backward, linear_forward
 from .ops.losses import (bce_with_logits_backward, bce_with_logits_forward, smooth_l1_backward, smooth_l1_forward,
@@ -66,6 +67,14 @@ class Row(NamedTuple):
 def _normal(*shapes):
     """Arrays of normal numbers; a shape that is None gives None (no bias)."""
     return lambda rng: tuple(None if shape is None else rng.standard_normal(shape) for shape in shapes)
+
+
+def _convolution_with_residual(x, w, b, residual):
+    """As _normal, but the residual is at least 3 from 0, and the convolution with its small filters less: no sum is near ReLU's kink."""
+    def make(rng):
+        x_, w_, b_ = _normal(x, w, b)(rng)
+        return x_, 0.05 * w_, 0.1 * b_, rng.choice([-1.0, 1.0], residual) * (3 + rng.random(residual))
+    return make
 
 
 def _scaled(factor, shape):
@@ -132,6 +141,9 @@ _ROIS = ((0, 6.3, 9.1, 49.7, 58.2), (0, 20.4, 3.3, 61.9, 44.8), (1, -11.7, -9.2,
 _ONE_IMAGE = ((0, 6.3, 9.1, 49.7, 58.2), (0, 20.4, 3.3, 61.9, 44.8))
 _MAP = (2, 3, 9, 11)
 
+# Of a frozen norm with four channels
+_SCALE, _SHIFT = np.array([0.7, -1.3, 0.4, 1.9]), np.array([0.2, -0.1, 0.3, 0.0])
+
 
 def _roi_case(name, features, rois, output_size, strided=False, **options):
     options = dict(spatial_scale=1 / 8, output_size=output_size, **options)
@@ -160,6 +172,18 @@ PAIRS = [
         Case("1x1, not contiguous", _normal((1, 3, 5, 4), (5, 3, 1, 1), (5,)), strided=True),
         Case("no images", _normal((0, 3, 7, 5), (4, 3, 3, 3), (4,)), dict(padding=1)),
     ], linear=(0, 1, 2), kernels=True),
+    Pair("conv2d_fused", conv2d_fused_forward, conv2d_fused_backward, [
+        Case("3x3, scale, shift, residual", _normal((2, 3, 5, 7), (4, 3, 3, 3), (4,), (2, 4, 5, 7)),
+             dict(scale=_SCALE, shift=_SHIFT, padding=1)),
+        Case("all of it, stride 2", _convolution_with_residual((2, 3, 7, 10), (4, 3, 3, 3), (4,), (2, 4, 4, 5)),
+             dict(scale=_SCALE, shift=_SHIFT, relu=True, stride=2, padding=1)),
+        Case("1x1, ReLU", _convolution_with_residual((2, 3, 5, 4), (4, 3, 1, 1), (4,), (2, 4, 5, 4)), dict(relu=True)),
+        Case("2 groups, no bias, no residual", _normal((2, 4, 5, 7), (4, 2, 3, 3), None, None),
+             dict(scale=_SCALE, padding=1, groups=2)),
+        Case("not contiguous", _convolution_with_residual((2, 3, 7, 5), (4, 3, 3, 3), (4,), (2, 4, 7, 5)),
+             dict(scale=_SCALE, relu=True, padding=1), strided=True),
+        Case("no images", _normal((0, 3, 7, 5), (4, 3, 3, 3), (4,), (0, 4, 7, 5)), dict(scale=_SCALE, relu=True, padding=1)),
+    ], kernels=True),
     Pair("conv_transpose2d", conv_transpose2d_forward, conv_transpose2d_backward, [
         Case("2x2, stride 2 (the mask head's)", _normal((2, 3, 4, 5), (3, 4, 2, 2), (4,)), dict(stride=2)),
         Case("3x3, stride 2, padding 1: windows overlap", _normal((2, 3, 4, 5), (3, 2, 3, 3), (2,)),

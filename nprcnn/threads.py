@@ -1,4 +1,4 @@
-"""How many threads compute: one number for the matrix products (BLAS) and for the compiled kernels (Numba).
+"""How many threads compute: one number for the matrix products (BLAS) and for the compiled kernels.
 
 The two take turns and never run inside each other, so that the same number of cores serves both. BLAS is set through threadpoolctl,
 which knows how to speak to OpenBLAS, MKL, BLIS and Accelerate's stand-ins wherever NumPy has hidden them.
@@ -13,7 +13,7 @@ from .errors import ConfigError
 # Any of these says how many threads there shall be, the first one that is set; NPRCNN's own would be one too many.
 VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
 
-_chosen = None  # by set_num_threads; None: nobody has said anything, and start_numba will
+_chosen = None  # by set_num_threads; None: nobody has said anything, and start_kernels will
 
 
 def usable_cores():
@@ -57,10 +57,6 @@ def set_num_threads(n):
     ------
     ConfigError
         n is less than 1 or more than there are processors.
-
-    Notes
-    -----
-    Numba keeps this number a Python thread: call it in the thread that computes.
     """
     global _chosen
     most = os.cpu_count() or 1
@@ -69,13 +65,12 @@ def set_num_threads(n):
     from threadpoolctl import ThreadpoolController
     for library in ThreadpoolController().select(user_api="blas").lib_controllers:
         library.set_num_threads(n)
-    if "numba" in sys.modules:
-        numba = sys.modules["numba"]
-        # The threads that Numba has started are all it will ever have
-        numba.set_num_threads(min(n, numba.config.NUMBA_NUM_THREADS))
+    workers = sys.modules.get(f"{__package__}.kernels.cpu.workers")
+    if workers:
+        workers.set_num_threads(n)
     _chosen = n
 
 
-def start_numba():
-    """Numba has just been imported: give it, and BLAS, the number that was chosen or the default."""
+def start_kernels():
+    """The compiled kernels have just been imported: give them, and BLAS, the number that was chosen or the default."""
     set_num_threads(min(get_num_threads(), os.cpu_count() or 1))

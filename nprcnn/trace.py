@@ -7,8 +7,10 @@
     trace.stepper()                         all stages, one after the other, in a notebook
 
 `losses` and `backward` take a trace too; the backward pass records gradients under the same names in `trace.grad`.
-The arrays are the ones the model computed, not copies, and recording changes no result.
+The arrays are the ones the model computed, not copies (those of a GPU are copied to the CPU), and recording changes no result.
 """
+
+from . import devices
 
 # Every name, and what is there. N images; R RoIs, S of them positive, D detections, of all images one after the other; T anchors of
 # all levels; A anchors a cell; K classes. "[...]" is a list with one array an image. Boxes are in pixels of the resized image.
@@ -128,13 +130,13 @@ def _describe(value):
 def record(trace, name, value):
     """Called by the models at each stage boundary; trace may be None."""
     if trace is not None:
-        trace.values[name] = value
+        trace.values[name] = devices.to_host(value, "trace")
 
 
 def record_grad(trace, name, value):
     """Called by the models in the backward pass, under the name of the forward stage; trace may be None."""
     if trace is not None:
-        trace.grad[name] = value
+        trace.grad[name] = devices.to_host(value, "trace")
 
 
 def record_input(trace, images, sizes, class_names):

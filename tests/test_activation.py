@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from nprcnn.ops.activation import (relu, relu_backward, relu_forward, sigmoid, sigmoid_backward,
+from nprcnn import backend
+from nprcnn.ops.activation import (relu, relu_backward, relu_forward, relu_grad, sigmoid, sigmoid_backward,
                                    sigmoid_forward, softmax, softmax_backward, softmax_forward)
 from reference_values import load_cases, strided
 
@@ -80,3 +81,23 @@ def test_bad_dy(pair):
     _, cache = forward(np.zeros((2, 3)))
     with pytest.raises(ValueError, match=r"\(2, 3\), not \(3,\)"):
         backward(np.zeros(3), cache)
+
+
+@pytest.mark.parametrize("change", [lambda a: a, strided], ids=["contiguous", "strided"])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("name", ["numpy", "numba"])
+def test_relu_grad_of_every_set(name, dtype, change):
+    """Equal to the definition to the last bit: there is nothing to round. At 0, at -0 and where y is NaN it is 0."""
+    if name == "numba":
+        pytest.importorskip("numba")
+    rng = np.random.default_rng(0)
+    dy, y = rng.standard_normal((2, 2, 3, 5, 7)).astype(dtype)
+    y[0, 0, 0, :4] = 0.0, -0.0, np.nan, np.inf
+    dy[1, 2, 4, 6], y[1, 2, 4, 6] = np.inf, 1
+    dx = backend.kernel_set(name).relu_grad(change(dy), change(y))
+    expected = dy.copy()
+    expected[~(y > 0)] = 0
+    assert dx.dtype == dtype and (dx[0, 0, 0, :3] == 0).all() and dx[0, 0, 0, 3] == dy[0, 0, 0, 3]
+    np.testing.assert_array_equal(dx, expected)
+    with pytest.raises(ValueError, match="output's shape"):
+        backend.kernel_set(name).relu_grad(dy, y[:1])

@@ -267,7 +267,7 @@ def test_what_may_change(half_done):
     """Workers change nothing; two batches of one in the place of one of two change roundings, and it says so."""
     said = []
     tiny_run(half_done, say=said.append, accumulate=2, batch_size=1, workers=0)
-    assert said[0].startswith("batch_size was 2 and is 1 and accumulate was None and is 2: the same but for rounding")
+    assert said[0].startswith("batch_size was 2 and is 1 and accumulate was 1 and is 2: the same but for rounding")
 
 
 @pytest.mark.parametrize("metadata, message", [({"nprcnn checkpoint": '{"version": 2}'}, "a checkpoint of version 2; this nprcnn reads "

@@ -7,7 +7,7 @@ import pytest
 
 from nprcnn import ops
 from nprcnn.kernels.cuda import conv2d as conv
-from nprcnn.kernels.cuda import launch, nms, norm_relu, paste, pool, roi_align
+from nprcnn.kernels.cuda import launch, nms, norm_relu, paste, pool, roi_align, roi_pool
 from nprcnn.kernels.cuda_on_cpu import compiler
 from nprcnn.kernels.cuda_on_cpu.loader import LaunchError
 from nprcnn.ops.nms import batched_nms, nms as numpy_nms
@@ -54,6 +54,13 @@ def test_roi_align_grad_equals_torchvision(version, real):
         dx = roi_align.roi_align_grad(dy, rois, (2, 3, 9, 13), 0.5, (4, 3), **ref["options"], version=version)
         assert dx.dtype == real
         np.testing.assert_allclose(dx, ref["dx"], rtol=0, atol=TOLERANCE[real])
+
+
+def test_roi_align_is_of_a_version_that_fits_into_shared_memory():
+    """What a GPU would be given; 14 x 14 bins of float64 are too many for version 3."""
+    for real, version in ((np.float32, 3), (np.float64, 2)):
+        assert roi_align.choose((14, 14), 2, 256, 100, True, np.dtype(real)) == version
+    assert roi_align.choose((7, 7), 2, 256, 1000, True, np.dtype(np.float64)) == 3
 
 
 def test_roi_align_mask_target_equals_torchvision():
@@ -186,6 +193,18 @@ def test_max_pool2d_equals_pytorch(case, real):
         np.testing.assert_allclose(dx, ref["dx"], rtol=0, atol=TOLERANCE[real])
 
 
+def test_roi_pool_gradients_add_what_overlaps():
+    """(Forward and gradient against torchvision's values: test_roi_pool.py. Here the version with a fixed order.)"""
+    rng = np.random.default_rng(5)
+    x, rois = rng.standard_normal((2, 5, 12, 9), np.float32), random_rois(rng, 30, 2, 40)
+    y, index = roi_pool.roi_pool(x, rois, 0.25, 7)
+    dy = rng.standard_normal(y.shape, np.float32)
+    expected = ops.roi_pool.roi_pool_grad(dy, index, rois, x.shape)
+    for deterministic in (False, True):
+        # up to 30 * 49 numbers of size 1 are added
+        np.testing.assert_allclose(roi_pool.roi_pool_grad(dy, index, rois, x.shape, deterministic), expected, rtol=0, atol=1e-3)
+
+
 @pytest.mark.parametrize("case", ["m 7", "m 28"])
 def test_paste_equals_torchvision(case):
     ref = PASTE[case]
@@ -243,6 +262,7 @@ def test_nothing_to_do(real):
     (lambda x: roi_align.roi_align(x, np.zeros((1, 4)), 1, 7), r"\(1, 4\)"),
     (lambda x: roi_align.roi_align(x, np.zeros((1, 5)), 1, 7, sampling_ratio=0, version=2), "sampling_ratio of 0"),
     (lambda x: roi_align.roi_align(x, np.zeros((1, 5)), 1, 7, sampling_ratio=10, version=3), "version 3"),
+    (lambda x: roi_align.roi_align(x, np.zeros((1, 5)), 1, 14, version=3), "50432 bytes.*use version 2"),
     (lambda x: conv.conv2d(x, np.zeros((4, 2, 3, 3))), r"\(4, 2, 3, 3\)"),
     (lambda x: conv.conv2d(x[:, :2], np.zeros((4, 1, 3, 3)), groups=2, version=3), "no groups"),
     (lambda x: conv.conv2d(x, np.zeros((4, 3, 3, 3)), np.zeros(3)), r"\(4,\)"),

@@ -14,25 +14,27 @@ MODULES = sorted(ROOT.rglob("*.py"))
 CHECKS_OF_INPUT = {"data.images", "data.targets"}
 ALLOWED = {
     "errors": set(),
-    "trace": {"inspect"},
+    "devices": {"errors", "kernels"},
+    "trace": {"inspect", "devices"},
     "ops": {"ops"},
     "gradcheck": set(),
     "pairs": {"ops", "gradcheck"},
     "threads": {"errors"},
-    "backend": {"ops", "errors", "threads", "kernels"},
-    "layers": {"backend", "ops", "errors"},
-    "models": {"models", "layers", "ops", "backend", "trace", "errors", "weights"} | CHECKS_OF_INPUT,
+    "backend": {"ops", "errors", "threads", "allocator", "devices", "kernels"},
+    "layers": {"backend", "devices", "ops", "errors"},
+    "models": {"models", "layers", "ops", "backend", "devices", "trace", "errors", "weights"} | CHECKS_OF_INPUT,
     "weights": {"weights", "errors"},
     "data": {"data", "errors"},
-    "train": {"train", "errors", "layers", "models", "data", "weights", "pretrained", "trace", "canvas"},
+    "train": {"train", "errors", "devices", "threads", "layers", "models", "data", "weights", "pretrained", "trace", "canvas"},
     "evaluate": {"evaluate", "canvas", "models", "data", "errors"},
     "canvas": {"data", "errors"},
     "viz": {"canvas", "models", "data", "errors"},
 }
 # only when called: `import nprcnn` must stay quick, and weights are above models
-LAZY = {("models", "weights"), ("backend", "kernels"), ("trace", "inspect")}
+LAZY = {("models", "weights"), ("backend", "kernels"), ("devices", "kernels"), ("trace", "inspect")}
 THIRD_PARTY = {"ipywidgets", "jupytext", "nbclient", "nbformat",  # of the extra [notebooks], only where they are installed
                "numpy", "numba", "PIL", "matplotlib", "tqdm", "safetensors", "pycocotools", "threadpoolctl",
+               "mpi4py",  # of the extra [mpi]
                # only where they are installed, for `nprcnn bench` to compare with
                "torch", "torchvision", "onnx", "onnxruntime", "openvino"}
 KERNELS = sorted((ROOT.parent / "kernels").rglob("*.py"))

@@ -104,6 +104,17 @@ MUTANTS = {
         Mutant("dbias of the first image only", "batch_norm_backward",
                "dbias = _channel_sum(planes)", "dbias = _channel_sum(planes[:1])"),
     ],
+    "conv2d_fused": [
+        Mutant("no mask", "conv2d_fused_backward", "dy if y is None else mask(dy, y)", "dy"),
+        Mutant("dx with the plain filters", "conv2d_fused_backward", "w if scale is None else w * scale[:, None, None, None]", "w"),
+        Mutant("dw without the scale", "conv2d_fused_backward", "dw *= scale[:, None, None, None]", "pass"),
+        Mutant("dw divided by the scale", "conv2d_fused_backward", "dw *= scale", "dw /= scale"),
+        Mutant("db without the scale", "conv2d_fused_backward", "db * scale if", "db if"),
+        Mutant("db of dy", "conv2d_fused_backward", "ds.sum(axis=(0, 2, 3)) if", "dy.sum(axis=(0, 2, 3)) if"),
+        Mutant("the residual gets dy", "conv2d_fused_backward", "ds if has_residual", "dy if has_residual"),
+        Mutant("dw of dy", "conv2d_fused_backward", "grad_w(ds,", "grad_w(dy,"),
+        Mutant("dx of dy", "conv2d_fused_backward", "grad_x(ds,", "grad_x(dy,"),
+    ],
     "frozen_batch_norm": [
         Mutant("sign", "frozen_batch_norm_backward", "(_planes(dy)", "(-_planes(dy)"),
         Mutant("divided by the scale", "frozen_batch_norm_backward", "_planes(dy) *", "_planes(dy) /"),
@@ -115,12 +126,12 @@ MUTANTS = {
                "(_planes(dy) *", "((_planes(dy) - _planes(dy).mean(axis=(0, 2), keepdims=True)) *"),
     ],
     "relu": [
-        Mutant("sign", "relu_backward", "dy * (", "-dy * ("),
-        Mutant("no mask", "relu_backward", "cache.y > 0", "cache.y >= 0"),
-        Mutant("the mask turned over", "relu_backward", "cache.y > 0", "cache.y <= 0"),
-        Mutant("another threshold", "relu_backward", "cache.y > 0", "cache.y > 1"),
-        Mutant("the value for the mask", "relu_backward", "(cache.y > 0)", "cache.y"),
-        Mutant("the mask of dy", "relu_backward", "(cache.y > 0)", "(dy > 0)"),
+        Mutant("sign", "relu_grad", "dy * (", "-dy * ("),
+        Mutant("no mask", "relu_grad", "(y > 0)", "(y >= 0)"),
+        Mutant("the mask turned over", "relu_grad", "(y > 0)", "(y <= 0)"),
+        Mutant("another threshold", "relu_grad", "(y > 0)", "(y > 1)"),
+        Mutant("the value for the mask", "relu_grad", "(y > 0)", "y"),
+        Mutant("the mask of dy", "relu_grad", "(y > 0)", "(dy > 0)"),
     ],
     "sigmoid": [
         Mutant("sign", "sigmoid_backward", "dy * cache.y *", "-dy * cache.y *"),
@@ -324,4 +335,4 @@ def test_a_lost_text_is_noticed():
 def test_an_equivalent_mutant_is_not_counted():
     """2 * dy / 2 is the same function: the checker has nothing to say, so it would fail test_every_mutant_is_caught."""
     pair = next(pair for pair in PAIRS if pair.name == "relu")
-    assert not any(complaints(pair, backward_of(pair, Mutant("none", "relu_backward", "dy * (", "2 * dy / 2 * ("))))
+    assert not any(complaints(pair, backward_of(pair, Mutant("none", "relu_grad", "dy * (", "2 * dy / 2 * ("))))

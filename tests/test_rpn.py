@@ -5,7 +5,7 @@ from small_models import REFERENCE, fill
 
 from nprcnn.gradcheck import check_gradients
 from nprcnn.models.anchors import AnchorGenerator
-from nprcnn.models.rpn import RPN, RPNHead, filter_proposals, rpn_losses, rpn_losses_backward
+from nprcnn.models.rpn import RPN, RPNHead, filter_proposals, rpn_losses, rpn_losses_backward, top_k
 from nprcnn.models.targets import anchor_targets
 from nprcnn.ops.boxes import clip_boxes, decode_boxes
 
@@ -199,3 +199,15 @@ def test_gradients_through_the_head_on_all_levels():
     inputs = seeded.normal("p2", 2, 4, 5, 3), seeded.normal("p3", 2, 4, 2, 3)
     check_gradients(forward, backward, (*inputs, *(p.data for p in own)))
     assert rpn.forward(inputs, False)[2] is None
+
+
+@pytest.mark.parametrize("k", [0, 1, 7, 99, 100, 101])
+def test_top_k_is_the_stable_sort(k):
+    """With many equals, with both infinities, and with NaN, which comes last."""
+    rng = np.random.default_rng(0)
+    for nans in (0, 20, 100):
+        values = rng.integers(0, 12, 100).astype(np.float32)
+        values[:4] = np.inf, -np.inf, -0.0, np.inf
+        values[rng.permutation(100)[:nans]] = np.nan
+        np.testing.assert_array_equal(top_k(values, k), np.argsort(-values, kind="stable")[:k])
+    assert top_k(np.empty(0, np.float32), k).shape == (0,)

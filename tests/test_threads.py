@@ -27,12 +27,13 @@ def restored():
 
 @needs_two
 def test_one_number_for_both(restored):
-    numba = pytest.importorskip("numba")
+    pytest.importorskip("numba")
     backend.kernel_set("numba")
+    from nprcnn.kernels.cpu import workers
     for n in (1, 2, 1):
         nprcnn.set_num_threads(n)
         assert nprcnn.get_num_threads() == n and blas_threads() == {n}
-        assert numba.get_num_threads() == min(n, numba.config.NUMBA_NUM_THREADS)
+        assert workers.get_num_threads() == n
 
 
 @pytest.mark.parametrize("n", [0, -1, 1.5, True, "2", 10**6])
@@ -52,8 +53,8 @@ def test_the_environment_decides_for_both(variable):
     """Set after NumPy has started its own threads, so that only nprcnn can have passed it on."""
     pytest.importorskip("numba")
     code = (f"import os, numpy; os.environ['{variable}'] = '1'; import nprcnn; from nprcnn import backend; "
-            "backend.kernel_set('numba'); import numba, threadpoolctl; "
-            "print(nprcnn.get_num_threads(), numba.get_num_threads(), *(i['num_threads'] for i in threadpoolctl.threadpool_info()))")
+            "backend.kernel_set('numba'); import threadpoolctl; from nprcnn.kernels.cpu import workers; "
+            "print(nprcnn.get_num_threads(), workers.get_num_threads(), *(i['num_threads'] for i in threadpoolctl.threadpool_info()))")
     environment = {k: v for k, v in os.environ.items() if k not in threads.VARIABLES}
     run = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent.parent, env=environment, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr

@@ -5,12 +5,13 @@ fast math here, for a fused multiply-add would round once where the reference ro
 """
 
 import numpy as np
-from numba import njit, prange
+from numba import njit
 
+from . import workers
 from .checks import ONE, ZERO, check_floating
 from .lock import alone
 
-BLOCK = 4096  # boxes of b that one task compares with all of a: enough work for a thread, little enough for its cache
+BLOCK = 4096  # boxes of b that are compared with all of a: enough work for a thread, little enough for its cache
 
 
 @njit(cache=True, error_model="numpy")
@@ -23,11 +24,11 @@ def _iou(x1, y1, x2, y2, area, other_x1, other_y1, other_x2, other_y2, other_are
     return inter / (union if union != ZERO else ONE)
 
 
-@njit(cache=True, parallel=True, error_model="numpy")
-def _iou_all(a, b_x1, b_y1, b_x2, b_y2, block, iou):
-    count = len(b_x1)
-    for task in prange((count + block - 1) // block):
-        start, stop = task * block, min((task + 1) * block, count)
+@njit(cache=True, nogil=True, error_model="numpy")
+def _iou_all(first, last, a, b_x1, b_y1, b_x2, b_y2, block, iou):
+    """The columns first .. last - 1 of iou."""
+    for start in range(first, last, block):
+        stop = min(start + block, last)
         for i in range(len(a)):
             x1, y1, x2, y2 = a[i, 0], a[i, 1], a[i, 2], a[i, 3]
             area = (x2 - x1) * (y2 - y1)
@@ -46,5 +47,6 @@ def box_iou(a, b):
     dtype = np.result_type(a, b)
     iou = np.empty((len(a), len(b)), dtype)
     if iou.size:
-        _iou_all(np.array(a, dtype, order="C"), *np.array(b.T, dtype, order="C"), BLOCK, iou)
+        workers.share(_iou_all, len(b), workers.MOVED * iou.size, np.array(a, dtype, order="C"), *np.array(b.T, dtype, order="C"), BLOCK,
+                      iou)
     return iou

@@ -8,7 +8,7 @@
 
 choose_algorithm says which one a layer gets and holds the reasons. Each algorithm ends in the same epilogue (conv_epilogue.py).
 A kernel here is a Python function that walks over blocks; in a block, compiled loops rearrange numbers and NumPy's matrix product (BLAS)
-does the multiplying. Both use all threads in turn.
+does the multiplying. The blocks are shared out among threads (workers.py).
 """
 
 import numpy as np

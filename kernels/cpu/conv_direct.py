@@ -7,8 +7,9 @@ away. Here each tap of a filter adds a shifted row of x, times one weight, to a 
 """
 
 import numpy as np
-from numba import njit, prange
+from numba import njit
 
+from . import workers
 from .checks import ZERO
 from .conv_epilogue import FASTMATH
 from .conv_im2col import _inside
@@ -17,17 +18,19 @@ from .conv_im2col import _inside
 def conv_direct(x, w, geo, epilogue):
     """x (N, C, H, W), w (O, C / G, KH, KW) -> y (N, O, OH, OW)."""
     y = np.zeros(geo.y_shape, x.dtype)
-    _convolve(x, w, y, *geo.stride, *geo.padding, *geo.dilation, geo.groups, epilogue.scale, epilogue.shift, epilogue.residual,
-              epilogue.has_residual, epilogue.relu)
+    options = (*geo.stride, *geo.padding, *geo.dilation, geo.groups, epilogue.scale, epilogue.shift, epilogue.residual,
+               epilogue.has_residual, epilogue.relu)
+    planes = workers.parts(geo.y_shape[0] * geo.y_shape[1])
+    workers.run(_convolve, [(*part, x, w, y, *options) for part in planes], y.size * w[0].size)
     return y
 
 
-@njit(parallel=True, cache=True, fastmath=FASTMATH)
-def _convolve(x, w, y, sh, sw, ph, pw, dh, dw, groups, scale, shift, residual, has_residual, relu):
+@njit(nogil=True, cache=True, fastmath=FASTMATH)
+def _convolve(start, stop, x, w, y, sh, sw, ph, pw, dh, dw, groups, scale, shift, residual, has_residual, relu):
     height, width = x.shape[2], x.shape[3]
-    images, out_channels, out_h, out_w = y.shape
+    _, out_channels, out_h, out_w = y.shape
     per_group, kh, kw = w.shape[1:]
-    for plane in prange(images * out_channels):
+    for plane in range(start, stop):     # a plane: one channel of one image of y
         n, o = plane // out_channels, plane % out_channels
         first_channel = o // (out_channels // groups) * per_group
         for oy in range(out_h):

@@ -8,7 +8,7 @@ convolution has just computed, all of it costs one pass, and that one writes y f
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit, prange
+from numba import njit
 
 from .checks import ZERO, plain
 
@@ -50,16 +50,42 @@ def finish(acc, y, image, pixel, epilogue):
     _finish(acc, y.reshape(flat), image, pixel, epilogue.scale, epilogue.shift, residual, epilogue.has_residual, epilogue.relu)
 
 
-@njit(parallel=True, cache=True, fastmath=FASTMATH)
+@njit(nogil=True, cache=True, fastmath=FASTMATH)
 def _finish(acc, y, image, pixel, scale, shift, residual, has_residual, relu):
     channels, images, pixels = acc.shape
-    for o in prange(channels):
+    for o in range(channels):
         for n in range(images):
+            row, sums = y[image + n, o, pixel:pixel + pixels], acc[o, n]
             if has_residual:
+                add = residual[image + n, o, pixel:pixel + pixels]
                 for p in range(pixels):
-                    v = acc[o, n, p] * scale[o] + shift[o] + residual[image + n, o, pixel + p]
-                    y[image + n, o, pixel + p] = ZERO if relu and v < ZERO else v
+                    v = sums[p] * scale[o] + shift[o] + add[p]
+                    row[p] = ZERO if relu and v < ZERO else v
             else:
                 for p in range(pixels):
-                    v = acc[o, n, p] * scale[o] + shift[o]
-                    y[image + n, o, pixel + p] = ZERO if relu and v < ZERO else v
+                    v = sums[p] * scale[o] + shift[o]
+                    row[p] = ZERO if relu and v < ZERO else v
+
+
+def finish_in_place(y, image, images, pixel, pixels, epilogue):
+    """As `finish`, of sums that are in y already: of its images image .., there the pixels pixel .., counted row by row."""
+    flat = (*y.shape[:2], y.shape[2] * y.shape[3])
+    residual = epilogue.residual.reshape(flat if epilogue.has_residual else (0, 0, 0))
+    _finish_in_place(y.reshape(flat), image, images, pixel, pixels, epilogue.scale, epilogue.shift, residual, epilogue.has_residual,
+                     epilogue.relu)
+
+
+@njit(nogil=True, cache=True, fastmath=FASTMATH)
+def _finish_in_place(y, image, images, pixel, pixels, scale, shift, residual, has_residual, relu):
+    for n in range(image, image + images):
+        for o in range(y.shape[1]):
+            row = y[n, o, pixel:pixel + pixels]      # a slice, so that its index begins at 0: see conv_im2col._fill_columns
+            if has_residual:
+                add = residual[n, o, pixel:pixel + pixels]
+                for p in range(pixels):
+                    v = row[p] * scale[o] + shift[o] + add[p]
+                    row[p] = ZERO if relu and v < ZERO else v
+            else:
+                for p in range(pixels):
+                    v = row[p] * scale[o] + shift[o]
+                    row[p] = ZERO if relu and v < ZERO else v

@@ -3,14 +3,15 @@
     y[o, p] = sum over k of w[o, k] * columns[k, p]         k = (c, i, j): a place in the patch; p = (n, oy, ox): an output pixel
     columns[k, p] = x[n, c, oy * stride + i * dilation - padding, ox * stride + j * dilation - padding], 0 outside
 
-This is the algorithm of nprcnn/ops/conv.py (after Chellapilla, Puri and Simard 2006). What is compiled here is the copying: it runs in
-parallel, one row of the column matrix after the other, and makes no padded image. A block is some output rows of one image, or some
+This is the algorithm of nprcnn/ops/conv.py (after Chellapilla, Puri and Simard 2006). What is compiled here is the copying: it goes row
+by row of the column matrix, and makes no padded image. Each thread takes blocks (in a gradient, channels). A block is some output rows of one image, or some
 whole images if they are small, so that its columns stay in the cache between being written and being multiplied.
 """
 
 import numpy as np
-from numba import njit, prange
+from numba import njit
 
+from . import workers
 from .checks import ZERO
 from .conv_epilogue import finish
 from .conv_scratch import scratch
@@ -23,26 +24,40 @@ def conv_im2col(x, w, geo, epilogue):
     y = np.empty(geo.y_shape, x.dtype)
     out_channels, out_w = geo.y_shape[1], geo.y_shape[3]
     w_rows = _group_rows(w, geo.groups)                                       # (G, O / G, K), K = C / G * KH * KW
-    with scratch(x.dtype, _column_count(geo), out_channels * _block_pixels(geo)) as (column_buffer, y_buffer):
-        for image, images, row, rows in _blocks(geo):
-            columns = _columns(x, column_buffer, image, images, row, rows, geo)        # (G, K, n * rows * OW)
-            acc = y_buffer[:out_channels * columns.shape[2]].reshape(geo.groups, -1, columns.shape[2])
-            np.matmul(w_rows, columns, out=acc)
+    height = len(w_rows) * w_rows.shape[2]
+
+    def convolve_block(image, images, row, rows):
+        pixels = images * rows * out_w
+        with scratch(x.dtype, height * pixels, out_channels * pixels) as (columns, acc):
+            _fill_columns(x, columns.reshape(height, images, rows, out_w), 0, image, row, *geo.kernel, *geo.stride, *geo.padding,
+                          *geo.dilation)
+            acc = acc.reshape(geo.groups, -1, pixels)
+            np.matmul(w_rows, columns.reshape(geo.groups, -1, pixels), out=acc)
             finish(acc.reshape(out_channels, images, rows * out_w), y, image, row * out_w, epilogue)
+
+    workers.run(convolve_block, _blocks(geo), y.size * w[0].size)
     return y
 
 
 def grad_x_im2col(dy, w, geo):
     """dy (N, O, OH, OW), w (O, C / G, KH, KW) -> dx (N, C, H, W)."""
     dx = np.zeros(geo.x_shape, dy.dtype)
-    w_columns = _group_rows(w, geo.groups).swapaxes(1, 2)                     # (G, K, O / G)
-    with scratch(dy.dtype, _column_count(geo)) as (buffer,):
+    w_rows = _group_rows(w, geo.groups)
+    taps, out_w = geo.kernel[0] * geo.kernel[1], geo.y_shape[3]
+
+    def add_channels(group, start, stop):
+        """Channels start .. stop - 1 of a group: patches overlap, and so do blocks, but no two threads add to one channel."""
+        w_columns = w_rows[group, :, start * taps:stop * taps].T
+        first = group * w.shape[1] + start
         for image, images, row, rows in _blocks(geo):
-            dcolumns = _carve(buffer, images, rows, geo)
-            # forward: y = w @ columns, so dcolumns = w.T @ dy
-            np.matmul(w_columns, _block(dy, image, images, row, rows, geo.groups),
-                      out=dcolumns.reshape(geo.groups, w_columns.shape[1], -1))
-            _add_columns(dcolumns, dx, image, row, *geo.kernel, *geo.stride, *geo.padding, *geo.dilation)
+            with scratch(dy.dtype, len(w_columns) * images * rows * out_w) as (dcolumns,):
+                # forward: y = w @ columns, so dcolumns = w.T @ dy
+                np.matmul(w_columns, _block(dy, image, images, row, rows, geo.groups)[group],
+                          out=dcolumns.reshape(len(w_columns), -1))
+                _add_columns(dcolumns.reshape(-1, images, rows, out_w), dx, first, image, row, *geo.kernel, *geo.stride,
+                             *geo.padding, *geo.dilation)
+
+    workers.run(add_channels, _channel_parts(geo), dy.size * w[0].size)
     return dx
 
 
@@ -50,31 +65,29 @@ def grad_w_im2col(dy, x, geo):
     """dy (N, O, OH, OW), x (N, C, H, W) -> dw (O, C / G, KH, KW)."""
     dw = np.zeros(geo.w_shape, x.dtype)
     dw_rows = _group_rows(dw, geo.groups)
-    with scratch(x.dtype, _column_count(geo), dw.size) as (buffer, product):
-        product = product.reshape(dw_rows.shape)
+    taps, out_w = geo.kernel[0] * geo.kernel[1], geo.y_shape[3]
+
+    def add_channels(group, start, stop):
+        first, places = group * geo.w_shape[1] + start, slice(start * taps, stop * taps)
         for image, images, row, rows in _blocks(geo):
-            columns = _columns(x, buffer, image, images, row, rows, geo)
-            # forward: y = w @ columns, so dw = dy @ columns.T, summed over the blocks
-            np.matmul(_block(dy, image, images, row, rows, geo.groups), columns.swapaxes(1, 2), out=product)
-            dw_rows += product
+            with scratch(x.dtype, (stop - start) * taps * images * rows * out_w) as (columns,):
+                columns = columns.reshape(-1, images, rows, out_w)
+                _fill_columns(x, columns, first, image, row, *geo.kernel, *geo.stride, *geo.padding, *geo.dilation)
+                # forward: y = w @ columns, so dw = dy @ columns.T, summed over the blocks
+                dw_rows[group, :, places] += np.matmul(_block(dy, image, images, row, rows, geo.groups)[group],
+                                                       columns.reshape(len(columns), -1).T)
+
+    workers.run(add_channels, _channel_parts(geo), dy.size * dw[0].size)
     return dw
 
 
+def _channel_parts(geo):
+    """(group, start, stop): input channels of a group, cut among the threads."""
+    return [(group, start, stop) for group in range(geo.groups) for start, stop in
+            (workers.parts(geo.w_shape[1]) if geo.groups == 1 else [(0, geo.w_shape[1])])]
+
+
 # ---- columns ----
-
-def _columns(x, buffer, image, images, row, rows, geo):
-    """The columns of a block, in `buffer`: (G, C / G * KH * KW, n * rows * OW)."""
-    columns = _carve(buffer, images, rows, geo)
-    _fill_columns(x, columns, image, row, *geo.kernel, *geo.stride, *geo.padding, *geo.dilation)
-    return columns.reshape(geo.groups, -1, images * rows * geo.y_shape[3])
-
-
-def _carve(buffer, images, rows, geo):
-    """The beginning of `buffer` as (C * KH * KW, n, rows, OW)."""
-    height = geo.x_shape[1] * geo.kernel[0] * geo.kernel[1]
-    shape = (height, images, rows, geo.y_shape[3])
-    return buffer[:int(np.prod(shape))].reshape(shape)
-
 
 @njit(cache=True)
 def _inside(size, out_size, offset, stride):
@@ -83,13 +96,13 @@ def _inside(size, out_size, offset, stride):
     return first, max(first, min(out_size, (size - 1 - offset) // stride + 1))
 
 
-@njit(parallel=True, cache=True)
-def _fill_columns(x, columns, image, row, kh, kw, sh, sw, ph, pw, dh, dw):
-    """columns (C * KH * KW, n, rows, OW) of output rows row .. of images image .."""
+@njit(nogil=True, cache=True)
+def _fill_columns(x, columns, channel, image, row, kh, kw, sh, sw, ph, pw, dh, dw):
+    """columns (c * KH * KW, n, rows, OW): of the c channels channel .., output rows row .. of images image .."""
     height, width = x.shape[2], x.shape[3]
     _, images, rows, out_w = columns.shape
-    for k in prange(len(columns)):
-        c, i, j = k // (kh * kw), k // kw % kh, k % kw
+    for k in range(len(columns)):
+        c, i, j = channel + k // (kh * kw), k // kw % kh, k % kw
         left = j * dw - pw
         first, last = _inside(width, out_w, left, sw)
         for n in range(images):
@@ -117,12 +130,12 @@ def _fill_columns(x, columns, image, row, kh, kw, sh, sw, ph, pw, dh, dw):
                         to[v] = source[sw * v]
 
 
-@njit(parallel=True, cache=True)
-def _add_columns(dcolumns, dx, image, row, kh, kw, sh, sw, ph, pw, dh, dw):
-    """The adjoint: add every entry of dcolumns to the pixel that it was copied from. A thread owns a channel: no two meet."""
+@njit(nogil=True, cache=True)
+def _add_columns(dcolumns, dx, channel, image, row, kh, kw, sh, sw, ph, pw, dh, dw):
+    """The adjoint: add every entry of dcolumns to the pixel that it was copied from."""
     height, width = dx.shape[2], dx.shape[3]
-    _, images, rows, out_w = dcolumns.shape
-    for c in prange(dx.shape[1]):
+    height_of_columns, images, rows, out_w = dcolumns.shape
+    for c in range(height_of_columns // (kh * kw)):
         for i in range(kh):
             for j in range(kw):
                 k = (c * kh + i) * kw + j
@@ -132,7 +145,7 @@ def _add_columns(dcolumns, dx, image, row, kh, kw, sh, sw, ph, pw, dh, dw):
                     for r in range(rows):
                         y = (row + r) * sh + i * dh - ph
                         if 0 <= y < height and first < last:
-                            to = dx[image + n, c, y, first * sw + left:]
+                            to = dx[image + n, channel + c, y, first * sw + left:]
                             source = dcolumns[k, n, r, first:last]
                             for v in range(last - first):
                                 to[v * sw] += source[v]
@@ -154,18 +167,11 @@ def _block_size(geo):
     n, _, out_h, out_w = geo.y_shape
     row_bytes = geo.x_shape[1] * geo.kernel[0] * geo.kernel[1] * out_w * 4
     rows = min(out_h, max(1, COLUMN_BYTES // row_bytes))
+    if n == 1:
+        rows = min(rows, -(-out_h // len(workers.parts(out_h))))      # each thread has its block
     if rows == out_h:
-        return min(max(n, 1), COLUMN_BYTES // (row_bytes * out_h) or 1), out_h
+        return min(-(-n // len(workers.parts(n))), COLUMN_BYTES // (row_bytes * out_h) or 1) or 1, out_h
     return 1, -(-out_h // -(-out_h // rows))
-
-
-def _block_pixels(geo):
-    images, rows = _block_size(geo)
-    return images * rows * geo.y_shape[3]
-
-
-def _column_count(geo):
-    return geo.x_shape[1] * geo.kernel[0] * geo.kernel[1] * _block_pixels(geo)
 
 
 def _block(dy, image, images, row, rows, groups):

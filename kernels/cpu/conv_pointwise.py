@@ -2,18 +2,19 @@
 
     y[n] = w @ x[n]          (O, C) @ (C, H * W)
 
-Nothing is copied to get there: x[n] lies in memory as that matrix already. What is left to gain is the output. The product runs over
-blocks of pixels, small enough that the epilogue (bias, norm, shortcut, ReLU) finds the block in the cache.
+Nothing is copied to get there: x[n] lies in memory as that matrix already, and the product is written where y is. A block of pixels is
+small enough that the epilogue (bias, norm, shortcut, ReLU) finds it in the cache.
 G groups: G products, (O / G, C / G) @ (C / G, H * W).
 """
 
 import numpy as np
 
-from .conv_epilogue import finish
-from .conv_scratch import scratch
+from . import workers
+from .conv_epilogue import finish_in_place
 
 BLOCK_BYTES = 4 << 20    # of one block of the output
 LEAST_PIXELS = 512       # a narrower product is slower for each number of it
+LEAST_CHANNELS = 32      # of a thread's part of dw
 
 
 def conv_pointwise(x, w, geo, epilogue):
@@ -35,9 +36,19 @@ def grad_w_pointwise(dy, x, geo):
     """dy (N, O, H, W), x (N, C, H, W) -> dw (O, C / G, 1, 1)."""
     groups, pixels = geo.groups, x.shape[2] * x.shape[3]
     dw = np.zeros((groups, geo.w_shape[0] // groups, geo.w_shape[1]), x.dtype)
-    for image in range(len(x)):
-        # forward: y[n] = w @ x[n], so dw = the sum over n of dy[n] @ x[n].T
-        dw += np.matmul(dy[image].reshape(groups, -1, pixels), x[image].reshape(groups, -1, pixels).swapaxes(1, 2))
+    dy, x = dy.reshape(len(dy), groups, -1, pixels), x.reshape(len(x), groups, -1, pixels)
+
+    def add_images(rows, columns):
+        """A part of dw: no two threads add to one place."""
+        for image in range(len(x)):
+            # forward: y[n] = w @ x[n], so dw = the sum over n of dy[n] @ x[n].T
+            dw[:, rows, columns] += np.matmul(dy[image, :, rows], x[image, :, columns].swapaxes(1, 2))
+
+    if dw.shape[1] >= dw.shape[2]:
+        tasks = [(slice(*part), slice(None)) for part in workers.parts(dw.shape[1], LEAST_CHANNELS)]
+    else:
+        tasks = [(slice(None), slice(*part)) for part in workers.parts(dw.shape[2], LEAST_CHANNELS)]
+    workers.run(add_images, tasks, dw.size * pixels * len(x))
     return dw.reshape(geo.w_shape)
 
 
@@ -45,19 +56,17 @@ def product(x, w, y, epilogue):
     """y[n] = epilogue(w @ x[n]): x (N, C, ...), w (G, O / G, C / G), y (N, O, ...), block by block."""
     n, out_channels, groups = len(x), y.shape[1], len(w)
     pixels = y.shape[2] * y.shape[3]
-    x, flat = x.reshape(n, groups, -1, pixels), y.reshape(n, groups, -1, pixels)
-    if epilogue.is_identity:
-        np.matmul(w, x, out=flat)
-        return
+    x, by_group = x.reshape(n, groups, -1, pixels), y.reshape(n, groups, -1, pixels)
+
+    def multiply(image, pixel, images, width):
+        pixel_slice = slice(pixel, pixel + width)
+        np.matmul(w, x[image:image + images, :, :, pixel_slice], out=by_group[image:image + images, :, :, pixel_slice])
+        if not epilogue.is_identity:
+            finish_in_place(y, image, images, pixel, width, epilogue)
+
     width = max(LEAST_PIXELS, BLOCK_BYTES // (out_channels * y.itemsize))
     images = max(1, width // pixels)
-    width = min(width, pixels)
-    with scratch(y.dtype, out_channels * images * width) as (buffer,):
-        for image in range(0, n, images):
-            count = min(images, n - image)
-            for pixel in range(0, pixels, width):
-                size = min(width, pixels - pixel)
-                acc = buffer[:out_channels * count * size].reshape(groups, -1, count, size)
-                # acc is (G, O / G, n, P), so that the epilogue walks over channels; the product of each image goes straight there
-                np.matmul(w, x[image:image + count, :, :, pixel:pixel + size], out=acc.transpose(2, 0, 1, 3))
-                finish(acc.reshape(out_channels, count, size), y, image, pixel, epilogue)
+    blocks = -(-pixels // width)
+    tasks = [(image, pixels * i // blocks, min(images, n - image), pixels * (i + 1) // blocks - pixels * i // blocks)
+             for image in range(0, n, images) for i in range(blocks)]
+    workers.run(multiply, tasks, y.size * w.shape[2])

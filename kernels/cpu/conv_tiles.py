@@ -67,13 +67,24 @@ def load_output_tiles(dy, channel, first, size, m, a):
     """a[i, k, t] = the m x m outputs (here: gradients) of each tile, 0 where a tile sticks out. a : (>= m, >= m, CHUNK)."""
     height, width = dy.shape[2], dy.shape[3]
     tile_rows, tile_columns = (height + m - 1) // m, (width + m - 1) // m
-    for t in range(size):
-        row, tx = divmod(first + t, tile_columns)
+    done = 0
+    while done < size:           # a run, as in load_tiles; the last tile of a row, which may stick out, is one by itself
+        row, tx = divmod(first + done, tile_columns)
         n, ty = divmod(row, tile_rows)
+        run = max(1, min(size - done, width // m - tx))
+        inside = min(m, width - m * tx) if run == 1 else m
         for i in range(m):
-            for k in range(m):
-                y, v = m * ty + i, m * tx + k
-                a[i, k, t] = dy[n, channel, y, v] if y < height and v < width else ZERO
+            y = m * ty + i
+            if y >= height:
+                a[i, :m, done:done + run] = ZERO
+                continue
+            source = dy[n, channel, y, m * tx:]
+            for k in range(inside):
+                to = a[i, k, done:done + run]
+                for t in range(run):
+                    to[t] = source[m * t + k]
+            a[i, inside:m, done:done + run] = ZERO
+        done += run
 
 
 @njit(cache=True, fastmath={"contract"})

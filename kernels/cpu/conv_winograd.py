@@ -19,7 +19,8 @@ Over C input channels the products are summed before A^T, so at each of the 36 p
     4. outputs   M                 -> y (N, O, OH, OW)     A^T m A, then the epilogue
 
 Tiles are counted through all images, row by row: t = (n * TH + ty) * TW + tx. So the mask head's hundred RoIs of 14 x 14 are one wide
-product, not a hundred thin ones. Steps 2 to 4 run in blocks of tiles, for V and M take 36 / 16 times the room of x and y.
+product, not a hundred thin ones. Steps 2 to 4 run in blocks of tiles, for V and M take 36 / 16 times the room of x and y. A thread takes
+a block through all three.
 
 Backward. dx: step 1 with the filters turned round, then the same. dw, from the transposes of the same four steps:
 
@@ -37,10 +38,12 @@ import numpy as np
 
 from . import conv_winograd_2x2 as f2x2
 from . import conv_winograd_4x4 as f4x4
+from . import workers
 from .conv_scratch import scratch
 
 BLOCK_BYTES = 48 << 20   # of V and M together
-LEAST_TILES = 256        # a block's width: a narrower matrix product is slower for each number of it
+LEAST_TILES = 256        # a block's width: a narrower matrix product is slower for each number of it ...
+LEAST_SHARED_TILES = 32  # ... but of few tiles each thread takes its share
 
 
 class Transforms(NamedTuple):
@@ -67,47 +70,60 @@ def conv_winograd(x, w, geo, epilogue, transforms):
     """x (N, C, H, W), w (O, C, 3, 3), stride 1, any padding -> y (N, O, OH, OW), or None if y is not finite."""
     y = np.empty(geo.y_shape, x.dtype)
     channels, out_channels, places = x.shape[1], len(w), transforms.places
-    tiles = tile_count(geo, transforms.tile)
-    block = block_size(tiles, places * (channels + out_channels) * x.itemsize)
-    suspect = np.zeros(out_channels, x.dtype)
-    sizes = (places * out_channels * channels, places * channels * block, places * out_channels * block)
-    with scratch(x.dtype, *sizes) as (u_buffer, v_buffer, m_buffer):
+    suspects = []
+    with scratch(x.dtype, places * out_channels * channels) as (u_buffer,):
         U = u_buffer.reshape(places, out_channels, channels)
-        transforms.filters(w, U)
-        for first in range(0, tiles, block):
-            size = min(block, tiles - first)
-            V = v_buffer[:places * channels * size].reshape(places, channels, size)
-            M = m_buffer[:places * out_channels * size].reshape(places, out_channels, size)
-            transforms.inputs(x, V, first, *geo.padding, *geo.y_shape[2:])
-            with np.errstate(all="ignore"):     # what is not finite is thrown away below
-                np.matmul(U, V, out=M)
-            transforms.outputs(M, y, first, epilogue.scale, epilogue.shift, epilogue.residual, epilogue.has_residual,
-                               epilogue.relu, suspect)
-    return y if np.isfinite(suspect).all() else None
+        workers.run(transforms.filters, [(w, U, *part) for part in workers.parts(out_channels)], w.size * places)
+
+        def convolve_tiles(first, size):
+            """Steps 2 to 4 of the tiles first .. first + size - 1."""
+            suspect = np.zeros(out_channels, x.dtype)
+            with scratch(x.dtype, places * channels * size, places * out_channels * size) as (V, M):
+                V, M = V.reshape(places, channels, size), M.reshape(places, out_channels, size)
+                transforms.inputs(x, V, first, *geo.padding, *geo.y_shape[2:])
+                with np.errstate(all="ignore"):     # what is not finite is thrown away below
+                    np.matmul(U, V, out=M)
+                transforms.outputs(M, y, first, epilogue.scale, epilogue.shift, epilogue.residual, epilogue.has_residual,
+                                   epilogue.relu, suspect)
+            suspects.append(suspect)
+
+        workers.run(convolve_tiles, _blocks(geo, transforms, x.itemsize), _multiplications(geo, transforms))
+    return y if np.isfinite(suspects).all() else None
 
 
 def grad_w_winograd(dy, x, geo, transforms):
     """dy (N, O, OH, OW), x (N, C, H, W) -> dw (O, C, 3, 3), or None if it is not finite."""
     channels, out_channels, places = x.shape[1], dy.shape[1], transforms.places
-    tiles = tile_count(geo, transforms.tile)
-    block = block_size(tiles, places * (channels + out_channels) * x.itemsize)
     dw = np.empty(geo.w_shape, x.dtype)
     pairs = places * out_channels * channels
-    with scratch(x.dtype, pairs, pairs, places * channels * block, places * out_channels * block) as buffers:
-        sum_buffer, product_buffer, v_buffer, m_buffer = buffers
-        dU, product = (b.reshape(places, out_channels, channels) for b in (sum_buffer, product_buffer))
-        for first in range(0, tiles, block):
-            size = min(block, tiles - first)
-            V = v_buffer[:places * channels * size].reshape(places, channels, size)
-            dM = m_buffer[:places * out_channels * size].reshape(places, out_channels, size)
-            transforms.inputs(x, V, first, *geo.padding, *geo.y_shape[2:])
-            transforms.output_gradients(dy, dM, first)
-            # forward: M = U @ V, so dU = dM @ V.T, summed over the blocks
-            with np.errstate(all="ignore"):
-                np.matmul(dM, V.swapaxes(1, 2), out=product if first else dU)
-                if first:
-                    dU += product
-        transforms.filter_gradients(dU, dw)
+    blocks = _blocks(geo, transforms, x.itemsize)
+    shares = [blocks[start:stop] for start, stop in workers.parts(len(blocks))]
+
+    def add_tiles(share, dU, product):
+        """dU (36, O, C) = the sum over the blocks of a share."""
+        for i, (first, size) in enumerate(share):
+            with scratch(x.dtype, places * channels * size, places * out_channels * size) as (V, dM):
+                V, dM = V.reshape(places, channels, size), dM.reshape(places, out_channels, size)
+                transforms.inputs(x, V, first, *geo.padding, *geo.y_shape[2:])
+                transforms.output_gradients(dy, dM, first)
+                # forward: M = U @ V, so dU = dM @ V.T, summed over the blocks
+                with np.errstate(all="ignore"):
+                    np.matmul(dM, V.swapaxes(1, 2), out=product if i else dU)
+                    if i:
+                        dU += product
+
+    # A sum for each share, so that no two threads add to one place; they are added in their order, the same in every run
+    with scratch(x.dtype, *[pairs] * len(shares), *[pairs if len(s) > 1 else 0 for s in shares]) as buffers:
+        sums = [b.reshape(places, out_channels, channels) for b in buffers[:len(shares)]]
+        products = [b.reshape(s.shape) if b.size else None for b, s in zip(buffers[len(shares):], sums)]
+        workers.run(add_tiles, zip(shares, sums, products), _multiplications(geo, transforms))
+
+        def finish(start, stop):
+            for other in sums[1:]:
+                sums[0][:, start:stop] += other[:, start:stop]
+            transforms.filter_gradients(sums[0], dw, start, stop)
+
+        workers.run(finish, workers.parts(out_channels), pairs * 3)
     return dw if np.isfinite(dw).all() else None
 
 
@@ -117,7 +133,17 @@ def tile_count(geo, tile):
     return n * -(-out_h // tile) * -(-out_w // tile)
 
 
-def block_size(tiles, bytes_per_tile):
-    """Tiles a block: V and M stay below BLOCK_BYTES if the block need not be thinner than LEAST_TILES; all blocks alike."""
-    most = max(LEAST_TILES, BLOCK_BYTES // bytes_per_tile)
-    return -(-tiles // -(-tiles // most))
+def _blocks(geo, transforms, itemsize):
+    """[(first, size)]: all tiles, cut so that V and M of a block stay below BLOCK_BYTES, unless it would be thinner than LEAST_TILES, and
+    so that all threads have about as many; all blocks alike."""
+    tiles = tile_count(geo, transforms.tile)
+    bytes_per_tile = transforms.places * (geo.x_shape[1] + geo.y_shape[1]) * itemsize
+    count = -(-tiles // max(LEAST_TILES, BLOCK_BYTES // bytes_per_tile))
+    threads = len(workers.parts(tiles, LEAST_SHARED_TILES))
+    count = -(-count // threads) * threads
+    starts = [tiles * i // count for i in range(count + 1)]
+    return [(start, stop - start) for start, stop in zip(starts, starts[1:])]
+
+
+def _multiplications(geo, transforms):
+    return tile_count(geo, transforms.tile) * transforms.places * geo.x_shape[1] * geo.y_shape[1]

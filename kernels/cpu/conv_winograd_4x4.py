@@ -17,7 +17,7 @@ Below, each 1-d function is one matrix times a vector, with the common sums take
 """
 
 import numpy as np
-from numba import njit, prange
+from numba import njit
 
 from .checks import ZERO
 from .conv_tiles import CHUNK, load_output_tiles, load_tiles, store_tiles
@@ -65,20 +65,21 @@ def _gt(u0, u1, u2, u3, u4, u5):
             sum2 / SIX - sum1 / SIX + u5)
 
 
-@njit(parallel=True, fastmath=FASTMATH, cache=True)
-def filters(w, U):
-    """w (O, C, 3, 3) -> U (36, O, C): G g G^T. Here a chunk is CHUNK input channels."""
-    out_channels, channels = w.shape[:2]
-    for o in prange(out_channels):
+@njit(nogil=True, fastmath=FASTMATH, cache=True)
+def filters(w, U, start, stop):
+    """w (O, C, 3, 3) -> U (36, O, C): G g G^T, of the output channels start .. stop - 1. Here a chunk is CHUNK input channels."""
+    channels = w.shape[1]
+    for o in range(start, stop):
         a = np.zeros((3, 3, CHUNK), w.dtype)
         b = np.empty((6, 3, CHUNK), w.dtype)
         e = np.empty((6, CHUNK), w.dtype)
-        for start in range(0, channels, CHUNK):
-            size = min(CHUNK, channels - start)
+        for first in range(0, channels, CHUNK):
+            size = min(CHUNK, channels - first)
+            source = w[o, first:first + size]      # a slice, so that its index begins at 0: see conv_im2col._fill_columns
             for c in range(size):
                 for i in range(3):
                     for j in range(3):
-                        a[i, j, c] = w[o, start + c, i, j]
+                        a[i, j, c] = source[c, i, j]
             for j in range(3):
                 for c in range(CHUNK):
                     b[0, j, c], b[1, j, c], b[2, j, c], b[3, j, c], b[4, j, c], b[5, j, c] = _g(a[0, j, c], a[1, j, c], a[2, j, c])
@@ -86,15 +87,16 @@ def filters(w, U):
                 for c in range(CHUNK):
                     e[0, c], e[1, c], e[2, c], e[3, c], e[4, c], e[5, c] = _g(b[i, 0, c], b[i, 1, c], b[i, 2, c])
                 for j in range(6):
+                    to = U[6 * i + j, o, first:first + size]
                     for c in range(size):
-                        U[6 * i + j, o, start + c] = e[j, c]
+                        to[c] = e[j, c]
 
 
-@njit(parallel=True, fastmath=FASTMATH, cache=True)
+@njit(nogil=True, fastmath=FASTMATH, cache=True)
 def inputs(x, V, first, ph, pw, out_h, out_w):
     """x (N, C, H, W) -> V (36, C, T): B^T d B of the tiles first .. first + T - 1."""
     tiles = V.shape[2]
-    for c in prange(x.shape[1]):
+    for c in range(x.shape[1]):
         a = np.zeros((6, 6, CHUNK), x.dtype)      # zeros: the last chunk is not full, and leftovers there could be slow denormals
         b = np.empty((6, 6, CHUNK), x.dtype)
         line = np.empty(4 * CHUNK + 2, x.dtype)
@@ -111,18 +113,19 @@ def inputs(x, V, first, ph, pw, out_h, out_w):
                         b[i, 0, t], b[i, 1, t], b[i, 2, t], b[i, 3, t], b[i, 4, t], b[i, 5, t])
             for i in range(6):
                 for k in range(6):
+                    to = V[6 * i + k, c, start:start + size]
                     for t in range(size):
-                        V[6 * i + k, c, start + t] = a[i, k, t]
+                        to[t] = a[i, k, t]
 
 
-@njit(parallel=True, fastmath=FASTMATH, cache=True)
+@njit(nogil=True, fastmath=FASTMATH, cache=True)
 def outputs(M, y, first, scale, shift, residual, has_residual, relu, suspect):
     """M (36, O, T) -> y (N, O, OH, OW): A^T m A of the tiles first .. first + T - 1, through the epilogue.
 
     suspect (O,): NaN afterwards where a number before the epilogue is not finite, for 0 * inf and 0 * NaN are NaN.
     """
     tiles = M.shape[2]
-    for o in prange(y.shape[1]):
+    for o in range(y.shape[1]):
         a = np.zeros((6, 6, CHUNK), y.dtype)
         b = np.empty((4, 6, CHUNK), y.dtype)
         bad = np.zeros(CHUNK, y.dtype)
@@ -131,8 +134,9 @@ def outputs(M, y, first, scale, shift, residual, has_residual, relu, suspect):
             size = min(CHUNK, tiles - start)
             for i in range(6):
                 for k in range(6):
+                    source = M[6 * i + k, o, start:start + size]
                     for t in range(size):
-                        a[i, k, t] = M[6 * i + k, o, start + t]
+                        a[i, k, t] = source[t]
             for k in range(6):
                 for t in range(CHUNK):
                     b[0, k, t], b[1, k, t], b[2, k, t], b[3, k, t] = _at(
@@ -147,11 +151,11 @@ def outputs(M, y, first, scale, shift, residual, has_residual, relu, suspect):
             suspect[o] += bad[t]
 
 
-@njit(parallel=True, fastmath=FASTMATH, cache=True)
+@njit(nogil=True, fastmath=FASTMATH, cache=True)
 def output_gradients(dy, dM, first):
     """dy (N, O, OH, OW) -> dM (36, O, T): A dy A^T, the transpose of `outputs`."""
     tiles = dM.shape[2]
-    for o in prange(dy.shape[1]):
+    for o in range(dy.shape[1]):
         a = np.zeros((4, 4, CHUNK), dy.dtype)
         b = np.empty((6, 4, CHUNK), dy.dtype)
         e = np.empty((6, CHUNK), dy.dtype)
@@ -166,29 +170,32 @@ def output_gradients(dy, dM, first):
                 for t in range(CHUNK):
                     e[0, t], e[1, t], e[2, t], e[3, t], e[4, t], e[5, t] = _a(b[i, 0, t], b[i, 1, t], b[i, 2, t], b[i, 3, t])
                 for k in range(6):
+                    to = dM[6 * i + k, o, start:start + size]
                     for t in range(size):
-                        dM[6 * i + k, o, start + t] = e[k, t]
+                        to[t] = e[k, t]
 
 
-@njit(parallel=True, fastmath=FASTMATH, cache=True)
-def filter_gradients(dU, dw):
-    """dU (36, O, C) -> dw (O, C, 3, 3): G^T dU G, the transpose of `filters`. A chunk is CHUNK input channels."""
-    out_channels, channels = dw.shape[:2]
-    for o in prange(out_channels):
+@njit(nogil=True, fastmath=FASTMATH, cache=True)
+def filter_gradients(dU, dw, start, stop):
+    """dU (36, O, C) -> dw (O, C, 3, 3): G^T dU G, the transpose of `filters`, of the output channels start .. stop - 1."""
+    channels = dw.shape[1]
+    for o in range(start, stop):
         a = np.zeros((6, CHUNK), dw.dtype)
         b = np.empty((6, 3, CHUNK), dw.dtype)
         e = np.empty((3, CHUNK), dw.dtype)
-        for start in range(0, channels, CHUNK):
-            size = min(CHUNK, channels - start)
+        for first in range(0, channels, CHUNK):
+            size = min(CHUNK, channels - first)
             for i in range(6):
                 for k in range(6):
+                    source = dU[6 * i + k, o, first:first + size]
                     for c in range(size):
-                        a[k, c] = dU[6 * i + k, o, start + c]
+                        a[k, c] = source[c]
                 for c in range(CHUNK):
                     b[i, 0, c], b[i, 1, c], b[i, 2, c] = _gt(a[0, c], a[1, c], a[2, c], a[3, c], a[4, c], a[5, c])
             for j in range(3):
                 for c in range(CHUNK):
                     e[0, c], e[1, c], e[2, c] = _gt(b[0, j, c], b[1, j, c], b[2, j, c], b[3, j, c], b[4, j, c], b[5, j, c])
                 for i in range(3):
+                    to = dw[o, first:first + size]
                     for c in range(size):
-                        dw[o, start + c, i, j] = e[i, c]
+                        to[c, i, j] = e[i, c]

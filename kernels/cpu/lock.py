@@ -1,7 +1,6 @@
 """One kernel at a time, whichever Python threads call.
 
-A kernel uses all cores by itself, so two at once gain nothing. And Numba's thread pool of the layer "workqueue", the one that every
-installation has, does not survive two callers: the process ends with a segmentation fault.
+A kernel uses all cores by itself (workers.py), so two at once gain nothing, and each would wait for the other's threads.
 """
 
 import functools

@@ -5,8 +5,9 @@ outside the boxes is never touched.
 """
 
 import numpy as np
-from numba import njit, prange
+from numba import njit
 
+from . import workers
 from .checks import HALF, ONE, ZERO, plain
 from .lock import alone
 
@@ -63,9 +64,9 @@ def _paste(mask, corners, threshold, image):
                 out[j] = value >= threshold
 
 
-@njit(cache=True, parallel=True)
-def _paste_all(masks, corners, threshold, images):
-    for i in prange(len(masks)):
+@njit(cache=True, nogil=True)
+def _paste_all(start, stop, masks, corners, threshold, images):
+    for i in range(start, stop):
         _paste(masks[i], corners[i], threshold, images[i])
 
 
@@ -84,6 +85,6 @@ def paste_masks(masks, boxes, size, threshold=None):
     images = np.zeros((len(masks), int(size[0]), int(size[1])), masks.dtype if threshold is None else bool)
     if len(masks):
         padded = np.pad(masks, ((0, 0), (PADDING, PADDING), (PADDING, PADDING)))
-        _paste_all(padded, _grown_corners(boxes, masks.shape[1]),
-                   None if threshold is None else masks.dtype.type(threshold), images)
+        workers.share(_paste_all, len(masks), workers.MOVED * images.size, padded, _grown_corners(boxes, masks.shape[1]),
+                      None if threshold is None else masks.dtype.type(threshold), images)
     return images

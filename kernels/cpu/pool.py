@@ -5,8 +5,9 @@ maximum of its columns. The maxima of the columns are one short row that stays i
 """
 
 import numpy as np
-from numba import njit, prange
+from numba import njit
 
+from . import workers
 from .checks import plain
 from .lock import alone
 
@@ -24,11 +25,11 @@ def _column_maxima(plane, top, bottom, best, where):
             where[x] = here if won else where[x]
 
 
-@njit(cache=True, parallel=True)
-def _pool_all(x, kernel, stride, padding, y, index):
+@njit(cache=True, nogil=True)
+def _pool_all(start, stop, x, kernel, stride, padding, y, index):
     height, width = x.shape[1:]
     (kh, kw), (sh, sw), (ph, pw) = kernel, stride, padding
-    for plane in prange(len(x)):
+    for plane in range(start, stop):
         best, where = np.empty(width, x.dtype), np.empty(width, np.int32)
         for oy in range(y.shape[1]):
             top = oy * sh - ph
@@ -54,13 +55,14 @@ def max_pool2d(x, kernel, stride=None, padding=0):
     index = np.empty(y.shape, np.int64)
     if y.size:
         flat = (n * channels, out_h, out_w)
-        _pool_all(plain(x).reshape(n * channels, height, width), kernel, stride, padding, y.reshape(flat), index.reshape(flat))
+        workers.share(_pool_all, n * channels, workers.MOVED * x.size, plain(x).reshape(n * channels, height, width), kernel, stride,
+                      padding, y.reshape(flat), index.reshape(flat))
     return y, index
 
 
-@njit(cache=True, parallel=True)
-def _pool_grad_all(dy, index, dx):
-    for plane in prange(len(dy)):
+@njit(cache=True, nogil=True)
+def _pool_grad_all(start, stop, dy, index, dx):
+    for plane in range(start, stop):
         dx[plane] = 0
         # forward: y = x[index]. Windows overlap, so one pixel may have won several times: its gradients add up
         for k in range(dy.shape[1]):
@@ -77,7 +79,7 @@ def max_pool2d_grad(dy, index, x_shape):
     n, channels, height, width = x_shape
     dx = np.empty((n * channels, height * width), dy.dtype)
     flat = (n * channels, dy.shape[2] * dy.shape[3])
-    _pool_grad_all(plain(dy).reshape(flat), plain(index).reshape(flat), dx)
+    workers.share(_pool_grad_all, n * channels, workers.MOVED * dx.size, plain(dy).reshape(flat), plain(index).reshape(flat), dx)
     return dx.reshape(x_shape)
 
 

@@ -5,8 +5,9 @@ does); the kernels then copy, or blend two rows along the memory and two columns
 """
 
 import numpy as np
-from numba import njit, prange
+from numba import njit
 
+from . import workers
 from .checks import plain
 from .lock import alone
 
@@ -26,9 +27,9 @@ def _linear(n_in, n_out, dtype):
     return low, np.minimum(low + 1, n_in - 1), point - low.astype(dtype)
 
 
-@njit(cache=True, parallel=True)
-def _nearest_all(x, ys, xs, y):
-    for plane in prange(len(x)):
+@njit(cache=True, nogil=True)
+def _nearest_all(start, stop, x, ys, xs, y):
+    for plane in range(start, stop):
         for i in range(len(ys)):
             row, out = x[plane, ys[i]], y[plane, i]
             if i > 0 and ys[i] == ys[i - 1]:  # the same input row again
@@ -45,13 +46,13 @@ def resize_nearest(x, size):
     (n, channels, height, width), (out_h, out_w) = x.shape, size
     y = np.empty((n * channels, out_h, out_w), x.dtype)
     if y.size:
-        _nearest_all(plain(x).reshape(n * channels, height, width), _nearest(height, out_h), _nearest(width, out_w), y)
+        workers.share(_nearest_all, n * channels, workers.MOVED * y.size, plain(x).reshape(n * channels, height, width), _nearest(height, out_h), _nearest(width, out_w), y)
     return y.reshape(n, channels, out_h, out_w)
 
 
-@njit(cache=True, parallel=True)
-def _nearest_grad_all(dy, ys, xs, dx):
-    for plane in prange(len(dx)):
+@njit(cache=True, nogil=True)
+def _nearest_grad_all(start, stop, dy, ys, xs, dx):
+    for plane in range(start, stop):
         dx[plane] = 0
         for i in range(len(ys)):
             # forward: y[i, j] = x[ys[i], xs[j]], so dx[ys[i], xs[j]] += dy[i, j]
@@ -67,13 +68,13 @@ def resize_nearest_grad(dy, x_shape):
     (n, channels, height, width), (out_h, out_w) = x_shape, dy.shape[2:]
     dx = np.empty((n * channels, height, width), dy.dtype)
     if dx.size:
-        _nearest_grad_all(plain(dy).reshape(n * channels, out_h, out_w), _nearest(height, out_h), _nearest(width, out_w), dx)
+        workers.share(_nearest_grad_all, n * channels, workers.MOVED * dy.size, plain(dy).reshape(n * channels, out_h, out_w), _nearest(height, out_h), _nearest(width, out_w), dx)
     return dx.reshape(x_shape)
 
 
-@njit(cache=True, parallel=True, fastmath={"contract"})
-def _bilinear_all(x, y_low, y_high, y_weight, x_low, x_high, x_weight, y):
-    for plane in prange(len(x)):
+@njit(cache=True, nogil=True, fastmath={"contract"})
+def _bilinear_all(start, stop, x, y_low, y_high, y_weight, x_low, x_high, x_weight, y):
+    for plane in range(start, stop):
         blend = np.empty(x.shape[2], x.dtype)
         for i in range(len(y_low)):
             above, below, weight = x[plane, y_low[i]], x[plane, y_high[i]], y_weight[i]
@@ -94,15 +95,15 @@ def resize_bilinear(x, size):
     (n, channels, height, width), (out_h, out_w) = x.shape, size
     y = np.empty((n * channels, out_h, out_w), x.dtype)
     if y.size:
-        _bilinear_all(plain(x).reshape(n * channels, height, width), *_linear(height, out_h, x.dtype),
+        workers.share(_bilinear_all, n * channels, workers.MOVED * y.size, plain(x).reshape(n * channels, height, width), *_linear(height, out_h, x.dtype),
                       *_linear(width, out_w, x.dtype), y)
     return y.reshape(n, channels, out_h, out_w)
 
 
-@njit(cache=True, parallel=True, fastmath={"contract"})
-def _bilinear_grad_all(dy, y_low, y_high, y_weight, x_low, x_high, x_weight, dx):
+@njit(cache=True, nogil=True, fastmath={"contract"})
+def _bilinear_grad_all(start, stop, dy, y_low, y_high, y_weight, x_low, x_high, x_weight, dx):
     one = dx.dtype.type(1)
-    for plane in prange(len(dx)):
+    for plane in range(start, stop):
         dx[plane] = 0
         dblend = np.empty(dx.shape[2], dx.dtype)
         for i in range(len(y_low)):
@@ -126,7 +127,7 @@ def resize_bilinear_grad(dy, x_shape):
     (n, channels, height, width), (out_h, out_w) = x_shape, dy.shape[2:]
     dx = np.empty((n * channels, height, width), dy.dtype)
     if dx.size:
-        _bilinear_grad_all(plain(dy).reshape(n * channels, out_h, out_w), *_linear(height, out_h, dy.dtype),
+        workers.share(_bilinear_grad_all, n * channels, workers.MOVED * dy.size, plain(dy).reshape(n * channels, out_h, out_w), *_linear(height, out_h, dy.dtype),
                            *_linear(width, out_w, dy.dtype), dx)
     return dx.reshape(x_shape)
 

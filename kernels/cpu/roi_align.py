@@ -11,12 +11,12 @@ owns a plane of the gradient and adds all its RoIs to it, so that no two threads
 """
 
 import numpy as np
-from numba import njit, prange
+from numba import njit
 
+from . import workers
 from .checks import HALF, ONE, ZERO, check_floating, check_rois, plain, rois_by_image
 from .lock import alone
 
-CHUNKS = 64  # of the forward's loop, to share out among threads
 LANES = 8    # float32 numbers that one AVX2 instruction works on
 
 
@@ -134,14 +134,13 @@ def _align(plane, r, y_first, y_count, y_weights, x_first, x_count, x_weights, c
             y[i, o] = total
 
 
-@njit(cache=True, parallel=True)
-def _align_all(features, image, order, y_first, y_count, y_weights, x_first, x_count, x_weights, chunks, y):
-    rois, channels = y.shape[:2]
-    for chunk in prange(chunks):
-        columns = np.empty(features.shape[3] + LANES, features.dtype)
-        for task in range(chunk * rois * channels // chunks, (chunk + 1) * rois * channels // chunks):
-            c, r = task // rois, order[task % rois]
-            _align(features[image[r], c], r, y_first, y_count, y_weights, x_first, x_count, x_weights, columns, y[r, c])
+@njit(cache=True, nogil=True)
+def _align_all(start, stop, features, image, order, y_first, y_count, y_weights, x_first, x_count, x_weights, y):
+    rois = len(y)
+    columns = np.empty(features.shape[3] + LANES, features.dtype)
+    for task in range(start, stop):
+        c, r = task // rois, order[task % rois]
+        _align(features[image[r], c], r, y_first, y_count, y_weights, x_first, x_count, x_weights, columns, y[r, c])
 
 
 @alone
@@ -154,7 +153,8 @@ def roi_align(features, rois, spatial_scale, output_size, sampling_ratio=2, alig
         vertical, horizontal = _roi_taps(rois, features.shape, spatial_scale, (out_h, out_w), sampling_ratio, aligned,
                                          features.dtype)
         order, _ = rois_by_image(rois, len(features))
-        _align_all(plain(features), rois[:, 0].astype(np.int64), order, *vertical, *horizontal, CHUNKS, y)
+        workers.share(_align_all, len(y) * y.shape[1], workers.MOVED * y.size, plain(features), rois[:, 0].astype(np.int64), order,
+                      *vertical, *horizontal, y)
     return y
 
 
@@ -179,10 +179,10 @@ def _align_grad(dy, y_first, y_count, y_weights, x_first, x_count, x_weights, dc
                     row[j] += weight * dcolumns[j]
 
 
-@njit(cache=True, parallel=True)
-def _align_grad_all(dy, order, starts, y_first, y_count, y_weights, x_first, x_count, x_weights, dx):
+@njit(cache=True, nogil=True)
+def _align_grad_all(start, stop, dy, order, starts, y_first, y_count, y_weights, x_first, x_count, x_weights, dx):
     channels = dx.shape[1]
-    for plane in prange(dx.shape[0] * channels):
+    for plane in range(start, stop):
         n, c = plane // channels, plane % channels
         dcolumns = np.empty(dx.shape[3], dx.dtype)
         dx[n, c] = 0
@@ -200,5 +200,6 @@ def roi_align_grad(dy, rois, x_shape, spatial_scale, output_size, sampling_ratio
         return np.zeros(x_shape, dy.dtype)
     dx = np.empty(x_shape, dy.dtype)
     vertical, horizontal = _roi_taps(rois, x_shape, spatial_scale, (out_h, out_w), sampling_ratio, aligned, dy.dtype)
-    _align_grad_all(plain(dy), *rois_by_image(rois, x_shape[0]), *vertical, *horizontal, dx)
+    workers.share(_align_grad_all, dx.shape[0] * dx.shape[1], workers.MOVED * (dy.size + dx.size), plain(dy),
+                  *rois_by_image(rois, x_shape[0]), *vertical, *horizontal, dx)
     return dx

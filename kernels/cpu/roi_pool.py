@@ -5,12 +5,12 @@ a thread owns a plane.
 """
 
 import numpy as np
-from numba import njit, prange
+from numba import njit
 
+from . import workers
 from .checks import check_floating, check_rois, plain, rois_by_image
 from .lock import alone
 
-CHUNKS = 64  # of the forward's loop, to share out among threads
 
 
 def _round_half_away(x):
@@ -39,20 +39,19 @@ def _largest(plane, top, bottom, left, right):
     return best, place
 
 
-@njit(cache=True, parallel=True)
-def _pool_all(features, image, order, y_start, y_stop, x_start, x_stop, chunks, y, index):
-    rois, channels, out_h, out_w = y.shape
-    for chunk in prange(chunks):
-        for task in range(chunk * rois * channels // chunks, (chunk + 1) * rois * channels // chunks):
-            c, r = task // rois, order[task % rois]
-            plane = features[image[r], c]
-            for i in range(out_h):
-                for j in range(out_w):
-                    top, bottom, left, right = y_start[r, i], y_stop[r, i], x_start[r, j], x_stop[r, j]
-                    if top < bottom and left < right:
-                        y[r, c, i, j], index[r, c, i, j] = _largest(plane, top, bottom, left, right)
-                    else:
-                        y[r, c, i, j], index[r, c, i, j] = 0, -1
+@njit(cache=True, nogil=True)
+def _pool_all(start, stop, features, image, order, y_start, y_stop, x_start, x_stop, y, index):
+    rois, _, out_h, out_w = y.shape
+    for task in range(start, stop):
+        c, r = task // rois, order[task % rois]
+        plane = features[image[r], c]
+        for i in range(out_h):
+            for j in range(out_w):
+                top, bottom, left, right = y_start[r, i], y_stop[r, i], x_start[r, j], x_stop[r, j]
+                if top < bottom and left < right:
+                    y[r, c, i, j], index[r, c, i, j] = _largest(plane, top, bottom, left, right)
+                else:
+                    y[r, c, i, j], index[r, c, i, j] = 0, -1
 
 
 @alone
@@ -67,15 +66,16 @@ def roi_pool(features, rois, spatial_scale, output_size):
     index = np.empty(y.shape, np.int64)
     if y.size:
         order, _ = rois_by_image(rois, len(features))
-        _pool_all(plain(features), rois[:, 0].astype(np.int64), order, *y_edges, *x_edges, CHUNKS, y, index)
+        workers.share(_pool_all, len(y) * y.shape[1], workers.MOVED * y.size, plain(features), rois[:, 0].astype(np.int64), order,
+                      *y_edges, *x_edges, y, index)
     return y, index
 
 
-@njit(cache=True, parallel=True)
-def _pool_grad_all(dy, index, order, starts, dx):
+@njit(cache=True, nogil=True)
+def _pool_grad_all(start, stop, dy, index, order, starts, dx):
     channels = dx.shape[1]
     bins = dy.shape[2]
-    for plane in prange(dx.shape[0] * channels):
+    for plane in range(start, stop):
         n, c = plane // channels, plane % channels
         dx[n, c] = 0
         for r in order[starts[n]:starts[n + 1]]:
@@ -97,5 +97,6 @@ def roi_pool_grad(dy, index, rois, x_shape):
         return np.zeros(x_shape, dy.dtype)
     dx = np.empty((n, channels, height * width), dy.dtype)
     flat = (len(rois), channels, dy.shape[2] * dy.shape[3])
-    _pool_grad_all(plain(dy).reshape(flat), plain(index).reshape(flat), *rois_by_image(rois, n), dx)
+    workers.share(_pool_grad_all, n * channels, workers.MOVED * (dy.size + dx.size), plain(dy).reshape(flat), plain(index).reshape(flat),
+                  *rois_by_image(rois, n), dx)
     return dx.reshape(x_shape)

@@ -11,13 +11,15 @@ from pathlib import Path
 
 import numpy as np
 
+from .gpu import array_module
+
 FOLDER = Path(__file__).resolve().parent
 THREADS = 256                       # a block, where nothing speaks for another number
 HEADERS = {"roi_align": ["roi_align.cuh"], "conv2d": ["conv2d.cuh"]}      # beside common.cuh, by the beginning of a file's name
 MAX_GRID = (2**31 - 1, 65535, 65535)
 REAL = {np.dtype(np.float32): "float", np.dtype(np.float64): "double"}
-# IoUs and box corners must round as NumPy rounds them, so in these files no multiply-add may be fused into one
-EXACT = ("nms", "paste")
+# IoUs, box corners and sampling points must round as NumPy rounds them, so in these files no multiply-add may be fused into one
+EXACT = ("nms", "paste", "resize", "roi_pool")
 
 
 def source(file):
@@ -34,17 +36,8 @@ def options(file, real):
     return ("-std=c++17", f"-Dreal={REAL[np.dtype(real)]}", *(["--fmad=false"] if file.startswith(EXACT) else []))
 
 
-def array_module(array):
-    """numpy or cupy, whichever the array belongs to."""
-    if isinstance(array, np.ndarray):
-        return np
-    import cupy
-    return cupy.get_array_module(array)
-
-
 @functools.cache
-def _gpu_kernel(file, function, real):
-    import cupy
+def _gpu_kernel(cupy, file, function, real):
     module = cupy.RawModule(code=source(file), options=options(file, real))
     return module.get_function(function)
 
@@ -61,7 +54,7 @@ def kernel(file, function, real, xp):
     if real not in REAL:
         raise TypeError(f"{function}: the kernels work in float32 or float64, not {real}")
     if xp is not np:
-        return _gpu_kernel(file, function, real)
+        return _gpu_kernel(xp, file, function, real)
     from ..cuda_on_cpu import inspection
     return inspection.watched(_cpu_kernel(file, function, real, inspection.mode()))
 

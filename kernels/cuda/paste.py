@@ -17,7 +17,10 @@ def _grown_corners(boxes, m):
 
 
 def paste_masks(masks, boxes, size, threshold=None):
-    """masks (n, m, m) probabilities, boxes (n, 4), size (H, W) -> (n, H, W) of the masks' dtype; bool, `>= threshold`, with a threshold."""
+    """masks (n, m, m) probabilities, boxes (n, 4), size (H, W) -> (n, H, W) of the masks' dtype; bool, `>= threshold`, with a threshold.
+
+    The boxes may be on the CPU where the masks are on a GPU: then the check costs no synchronisation.
+    """
     if masks.ndim != 3 or masks.shape[1] != masks.shape[2]:
         raise ValueError(f"masks must have shape (n, m, m), got {masks.shape}")
     if boxes.shape != (len(masks), 4):
@@ -25,7 +28,7 @@ def paste_masks(masks, boxes, size, threshold=None):
     if masks.dtype.kind != "f" or boxes.dtype.kind != "f":
         raise ValueError(f"masks and boxes must be floating point, got {masks.dtype} and {boxes.dtype}")
     xp = array_module(masks)
-    if not xp.isfinite(boxes).all():
+    if not np.isfinite(boxes).all():
         raise ValueError("boxes must be finite, got NaN or infinity")
     height, width = int(size[0]), int(size[1])
     n, m = masks.shape[:2]
@@ -33,7 +36,7 @@ def paste_masks(masks, boxes, size, threshold=None):
     for first in range(0, n, 65535):         # the grid's limit
         part = slice(first, first + 65535)
         if image_masks[part].size:
+            corners = contiguous(xp.asarray(_grown_corners(boxes[part], m)))
             launch("paste_v1", "paste_masks", (blocks_for(height * width), len(masks[part])), THREADS,
-                   (contiguous(masks[part]), contiguous(_grown_corners(boxes[part], m)), image_masks[part], len(masks[part]), m, height, width),
-                   masks.dtype)
+                   (contiguous(masks[part]), corners, image_masks[part], len(masks[part]), m, height, width), masks.dtype)
     return image_masks if threshold is None else image_masks >= threshold

@@ -10,9 +10,10 @@ BACKWARD = {1: "roi_align_grad_v1_atomics", 2: "roi_align_grad_v2_ordered"}
 MAX_SAMPLES = 64          # as in the files of versions 2 and 3
 CHANNELS_A_THREAD = 4     # as in version 2 of the gradient
 CHANNELS_A_BLOCK = 16
+MAX_SHARED = 48 * 1024    # bytes that any GPU gives a block
 
 
-def choose(output_size, sampling_ratio, channels, rois, on_gpu):
+def choose(output_size, sampling_ratio, channels, rois, on_gpu, real):
     """The version for these arguments.
 
     On a GPU 3, if it takes them and there are RoIs enough to pay for rearranging the features. Run on the CPU, where nothing is gained by
@@ -21,11 +22,19 @@ def choose(output_size, sampling_ratio, channels, rois, on_gpu):
     samples = max(output_size) * sampling_ratio
     if not on_gpu or sampling_ratio < 1 or samples > MAX_SAMPLES or output_size[0] * output_size[1] > 300:
         return 1
-    return 3 if channels >= 32 and rois >= 16 else 2
+    return 3 if channels >= 32 and rois >= 16 and _shared_bytes(output_size, real) <= MAX_SHARED else 2
+
+
+def _shared_bytes(output_size, real):
+    """What a block of version 3 keeps: 32 channels of a RoI."""
+    return 32 * (output_size[0] * output_size[1] | 1) * real.itemsize
 
 
 def roi_align(features, rois, spatial_scale, output_size, sampling_ratio=2, aligned=False, version=None):
-    """RoIAlign of every RoI: features (N, C, H, W), rois (R, 5) -> (R, C, oh, ow). `version`: None chooses."""
+    """RoIAlign of every RoI: features (N, C, H, W), rois (R, 5) -> (R, C, oh, ow). `version`: None chooses.
+
+    The RoIs may be on the CPU where the features are on a GPU: then the checks cost no synchronisation.
+    """
     out_h, out_w = check_rois(rois, features.shape, output_size)
     check_floating(features, "features")
     xp, real = array_module(features), features.dtype
@@ -34,12 +43,15 @@ def roi_align(features, rois, spatial_scale, output_size, sampling_ratio=2, alig
     if y.size == 0:
         return y
     sampling_ratio = int(sampling_ratio)
-    version = version or choose((out_h, out_w), sampling_ratio, channels, len(rois), xp is not np)
-    features, rois = contiguous(features), contiguous(rois, real)
+    version = version or choose((out_h, out_w), sampling_ratio, channels, len(rois), xp is not np, real)
+    features, rois = contiguous(features), contiguous(xp.asarray(rois), real)
     tail = (channels, height, width, out_h, out_w, float(spatial_scale), sampling_ratio, int(bool(aligned)))
     if version > 1 and not 1 <= sampling_ratio <= MAX_SAMPLES // max(out_h, out_w):
         raise ValueError(f"version {version} of RoIAlign takes 1 to {MAX_SAMPLES} samples an axis of a RoI, not a sampling_ratio of "
                          f"{sampling_ratio} for {max(out_h, out_w)} bins: use version 1")
+    if version == 3 and _shared_bytes((out_h, out_w), real) > MAX_SHARED:
+        raise ValueError(f"version 3 of RoIAlign keeps {_shared_bytes((out_h, out_w), real)} bytes a block for {out_h} x {out_w} bins of {real}; "
+                         f"at most {MAX_SHARED} fit: use version 2")
     file = FORWARD[version]
     if version == 1:
         launch(file, "roi_align", blocks_for(y.size), THREADS, (features, rois, y, len(rois), *tail), real)
@@ -51,7 +63,7 @@ def roi_align(features, rois, spatial_scale, output_size, sampling_ratio=2, alig
         turned = xp.empty((n, height, width, channels), real)
         launch(file, "to_channels_last", (blocks_for(pixels, 32), blocks_for(channels, 32), n), (32, 8), (features, turned, channels, pixels), real)
         launch(file, "roi_align", (len(rois), blocks_for(channels, 32)), (32, 8), (turned, rois, y, *tail), real,
-               shared_mem=32 * (out_h * out_w | 1) * real.itemsize)
+               shared_mem=_shared_bytes((out_h, out_w), real))
     return y
 
 
@@ -66,7 +78,7 @@ def roi_align_grad(dy, rois, x_shape, spatial_scale, output_size, sampling_ratio
     dx = xp.zeros(tuple(x_shape), real)
     if dy.size == 0 or dx.size == 0:
         return dx
-    dy, rois = contiguous(dy), contiguous(rois, real)
+    dy, rois = contiguous(dy), contiguous(xp.asarray(rois), real)
     tail = (channels, height, width, out_h, out_w, float(spatial_scale), int(sampling_ratio), int(bool(aligned)))
     if version == 1:
         launch(BACKWARD[1], "roi_align_grad", blocks_for(dy.size), THREADS, (dy, rois, dx, len(rois), *tail), real)

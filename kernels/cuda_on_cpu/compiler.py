@@ -84,14 +84,18 @@ def build(name, text, flags, depends=(), link=()):
     if library.exists():
         return library
     with tempfile.TemporaryDirectory(dir=cache_folder()) as folder:
-        source, output = Path(folder) / "kernel.cpp", Path(folder) / "kernel.so"
+        source, output = Path(folder) / "kernel.cpp", Path(folder) / library.name
+        binary, notes = output.with_suffix(".o"), output.with_suffix(".gcno")
         source.write_text(text)
         # No sanitizer when linking: its library comes with the process or, for the inspector, from the engine
-        run = subprocess.run([*command, "-c", str(source), "-o", str(output) + ".o"], capture_output=True, text=True)
+        run = subprocess.run([*command, "-c", str(source), "-o", str(binary)], capture_output=True, text=True)
         if run.returncode == 0:
-            run = subprocess.run([path, "-shared", "-pthread", str(output) + ".o", *map(str, link), "-ldl", "-o", str(output)],
+            counters = [flag for flag in flags if flag == "--coverage"]
+            run = subprocess.run([path, "-shared", "-pthread", *counters, str(binary), *map(str, link), "-ldl", "-o", str(output)],
                                  capture_output=True, text=True)
         if run.returncode:
             raise CompileError(f"{path} does not accept {name}:\n{run.stderr[:4000]}")
+        if notes.exists():               # of --coverage: which lines there are, for gcov
+            os.replace(notes, library.with_suffix(".gcno"))
         os.replace(output, library)      # at once: another process sees all of it or nothing
     return library

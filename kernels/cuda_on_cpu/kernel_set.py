@@ -3,22 +3,16 @@
 They are there to be read, stepped through and counted, not to be fast.
 """
 
-from ..cuda import conv2d, nms, paste, pool, roi_align
+from ..cuda import kernel_set
 from . import compiler
 
 
-def functions():
-    """Name of a KernelSet's field -> function. What has no kernel is not in it.
+def functions(deterministic=False):
+    """Name of a KernelSet's field -> function, as kernels/cuda/kernel_set.py lists them.
 
     Raises
     ------
     compiler.NoCompiler : there is no C++ compiler; the message says what to install.
     """
     compiler.find()
-    return {
-        "conv2d": conv2d.conv2d, "conv2d_grad_x": conv2d.conv2d_grad_x, "conv2d_grad_w": conv2d.conv2d_grad_w,
-        "conv2d_fused": conv2d.conv2d_fused,
-        "max_pool2d": pool.max_pool2d, "max_pool2d_grad": pool.max_pool2d_grad,
-        "roi_align": roi_align.roi_align, "roi_align_grad": roi_align.roi_align_grad,
-        "nms": nms.nms, "paste_masks": paste.paste_masks,
-    }
+    return kernel_set.functions(deterministic)

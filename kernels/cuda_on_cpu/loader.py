@@ -28,6 +28,8 @@ MODES = {
     "asan": (["-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer"],
              ["-O2", "-DWITH_ASAN"]),
     "tsan": (["-O1", "-g", "-fsanitize=thread"], ["-O2", "-DWITH_TSAN"]),
+    # Counts how often each line ran, for gcov; without optimisation, so that each line has instructions of its own
+    "coverage": (["-O0", "-g", "--coverage", "-fprofile-update=atomic"], ["-O2"]),
 }
 KERNEL = re.compile(r'extern\s+"C"\s+__global__\s+void\s+(?:__launch_bounds__\s*\([^)]*\)\s*)?(\w+)\s*\(')
 DYNAMIC_SHARED = re.compile(r"extern\s+__shared__\s+(?:__align__\(\d+\)\s*)?([\w ]+?)\s+(\w+)\s*\[\s*\]\s*;")
@@ -61,7 +63,7 @@ class Module:
         Those that begin with -D are used; what else is for NVRTC is ignored.
     mode : str
         "run"; "debug", for gdb; "inspect", which counts and checks every access (see inspection.py); "asan" and "tsan", for processes
-        that were started with that sanitizer (see README.md).
+        that were started with that sanitizer, and "coverage", for gcov (see README.md).
     name : str
         Begins the name of the library, for those who look into the cache folder.
 

@@ -3,14 +3,15 @@
 import argparse
 from pathlib import Path
 
-from ..errors import ConfigError
+from ..errors import ConfigError, NprcnnError
 from .common import check_folder, positive_number, seed_number, setting
 
 
 def add(command):
     """Declare the arguments."""
     p = command("train", run, "train a model on annotated images, from the beginning or from weights; or `nprcnn train shapes`: the full "
-                "recipe behind the weights that come with the package",
+                "recipe behind the weights that come with the package. In four processes, on one machine or on several: mpiexec -n 4 "
+                "python -m mpi4py -m nprcnn train ...",
                 "nprcnn train --data coco:trainval.json --held-out 4 --model resnet50_fpn --weights r50.npz --freeze stem layer1 "
                 "--out runs/fruits --steps 500 --schedule cosine --validate-every 100")
     p.add_argument("recipe", nargs="?", choices=["shapes"], help="the tiny model on the built-in scenes; of the options it takes --out, "
@@ -39,8 +40,8 @@ def add(command):
                    "box_head, mask_head, backbone")
 
     g = p.add_argument_group("how")
-    g.add_argument("--batch-size", type=positive_number, default=2, metavar="N", help="images that go through the network at once "
-                   "(%(default)s)")
+    g.add_argument("--batch-size", type=positive_number, default=2, metavar="N", help="images that go through the network at once, "
+                   "in each process (%(default)s)")
     g.add_argument("--accumulate", type=positive_number, default=1, metavar="K", help="batches that make a step together (%(default)s)")
     g.add_argument("--lr", type=rate, default=0.01, help="learning rate (%(default)s)")
     g.add_argument("--schedule", choices=["step", "cosine"], default="cosine", help="of the learning rate (%(default)s)")
@@ -48,7 +49,8 @@ def add(command):
                    "divided by 10, as parts of the whole (2/3 8/9)")
     g.add_argument("--warmup", type=int, default=100, metavar="N", help="steps in which the rate rises (%(default)s)")
     g.add_argument("--weight-decay", type=float, default=1e-4, help="%(default)s")
-    g.add_argument("--validate-every", type=positive_number, metavar="N", help="steps between validations (a tenth of all)")
+    g.add_argument("--validate-every", type=positive_number, metavar="N", help="steps between validations (a tenth of all, but at least 50)")
+    g.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="where to compute; cuda: an NVIDIA GPU, through CuPy (%(default)s)")
     g.add_argument("--save-every", type=positive_number, default=100, metavar="N", help="steps between checkpoints (%(default)s)")
 
 
@@ -65,24 +67,36 @@ def run(args):
         from ..train.replay import replay
         print(replay(args.replay))
         return
+    from ..train.ranks import start_ranks
+    ranks = start_ranks()
+    try:
+        run_training(args, ranks)
+    except NprcnnError:
+        ranks.let_first_speak()
+        raise
+
+
+def run_training(args, ranks):
+    """Look at the arguments, and train by a recipe or on a data set."""
     if args.out is None:
         raise ConfigError("--out DIR is missing: the folder for checkpoints, weights, log and curves")
     check_folder(args.out)
     if args.recipe:
         if args.data:
             raise ConfigError("either the recipe `shapes` or --data; --data shapes:1000 trains on the built-in scenes in your own way")
+        if ranks.count > 1:
+            raise ConfigError("the recipe `shapes` is for one process; in several, train with --data shapes:1000")
         from ..recipes import train_shapes
         train_shapes(args.out, seed=args.seed, steps=args.steps, resume=args.resume)
         return
     if args.data is None:
         raise ConfigError("--data KIND:PATH is missing, such as coco:instances.json; or train the built-in recipe: nprcnn train shapes")
-    train_on(args)
+    train_on(args, ranks)
 
 
-def train_on(args):
+def train_on(args, ranks):
     """Put source, model and configuration together, and train."""
     import numpy as np
-    from ..evaluate import evaluate
     from ..pretrained import build_model
     from ..train import train_in_folder
     from ..train.start import freeze, norm_eps, start_from
@@ -93,21 +107,37 @@ def train_on(args):
     source, held_out = open_data(args)
     model_settings = {"num_classes": len(source.class_names), "class_names": source.class_names, **dict(map(setting, args.set))}
     model = build_model(args.model, model_settings, np.random.default_rng(args.seed))
+    say = print if ranks.rank == 0 else (lambda text: None)
     if args.weights:
-        print("\n".join(start_from(model, args.weights)))
+        say("\n".join(start_from(model, args.weights)))
         model_settings.update(norm_eps(model))
     freeze(model, split(args.freeze))
+    if args.device != "cpu" and ranks.count > 1:
+        raise ConfigError("--device cuda is for one process")
+    model.to(args.device)
     training = dict(steps=steps, batch_size=args.batch_size, accumulate=args.accumulate, lr=args.lr, schedule=args.schedule,
                     warmup_steps=args.warmup, drops=args.drops, weight_decay=args.weight_decay, seed=args.seed,
                     augment=augmentation(args.augment), workers=args.workers)
     config = {"model": {"builder": args.model, "arguments": model_settings}, "data": {"fingerprint": source.fingerprint()},
               "freeze": split(args.freeze), "weights": args.weights and Path(args.weights).name, "training": training}
-    every = args.validate_every or max(steps // 10, 1)
-    print(f"{len(source)} images to train on, {len(held_out) if held_out else 'none'} to measure on; "
-          f"{', '.join(source.class_names[1:])}; {args.batch_size * args.accumulate} images a step")
+    every = args.validate_every or max(steps // 10, min(steps, 50))
+    processes = f" in {ranks.count} processes" if ranks.count > 1 else ""
+    say(f"{len(source)} images to train on, {len(held_out) if held_out else 'none'} to measure on; "
+        f"{', '.join(source.class_names[1:])}; {args.batch_size * args.accumulate * ranks.count} images a step{processes}")
     rows = train_in_folder(model, source, args.out, config, resume=args.resume, save_every=args.save_every,
-                           validate=held_out and (lambda m: evaluate(m, held_out, progress=False)), validate_every=every)
-    print(summary(rows, args.out))
+                           validate=held_out and (lambda m: evaluate_together(m, held_out, ranks)), validate_every=every, ranks=ranks)
+    if ranks.rank == 0:
+        print(summary(rows, args.out))
+
+
+def evaluate_together(model, source, ranks):
+    """nprcnn.evaluate.evaluate, each rank a share of the images: the metrics on the first one, None on the others."""
+    from ..evaluate import coco_metrics, collect, join
+    parts = ranks.gather(collect(model, source, progress=False, share=ranks.share))
+    if parts is None:
+        return None
+    whole = join(parts)
+    return coco_metrics(whole.truths, whole.found, whole.sizes, source.class_names, whole.kinds)
 
 
 def open_data(args):

@@ -49,6 +49,9 @@ class Loader:
         Processes that prepare batches; 0: the caller's own, when it asks.
     prefetch : int
         How many batches each worker prepares ahead, at most, the one it works on included.
+    share : (rank, ranks)
+        Where several processes train together, each has a Loader with the batch_size of the whole batch, and prepares one of `ranks` equal
+        parts of it: those of all ranks, in order, are the batch of a single process.
 
     Every epoch visits every image once; what does not fill the last batch of an epoch is left out of it. Crowds and targets without
     objects are passed on as they are.
@@ -61,12 +64,14 @@ class Loader:
     Use it in a `with`, or call `close`, and no worker outlives it. Should the process be killed, its workers notice and end, too.
     """
 
-    def __init__(self, source, batch_size, seed, augment=None, workers=0, prefetch=2):
+    def __init__(self, source, batch_size, seed, augment=None, workers=0, prefetch=2, share=(0, 1)):
         if batch_size < 1 or workers < 0 or prefetch < 1:
             raise ConfigError(f"batch_size={batch_size}, workers={workers}, prefetch={prefetch}: at least 1, 0 and 1 are needed")
         if len(source) < batch_size:
             raise ConfigError(f"a batch of {batch_size} from a data set of {len(source)}: choose a smaller batch")
-        self.source, self.batch_size, self.seed = source, batch_size, seed
+        if batch_size % share[1]:
+            raise ConfigError(f"a batch of {batch_size} for {share[1]} ranks: choose a multiple, so that all have the same number")
+        self.source, self.batch_size, self.seed, self.share = source, batch_size, seed, share
         self.augment = augment.check() if augment is not None else None
         self.workers, self.prefetch = workers, prefetch
         self.steps_per_epoch = len(source) // batch_size
@@ -74,11 +79,13 @@ class Loader:
         self._crews = []
 
     def indices(self, step):
-        """Which images step `step` sees, a tuple of ints. Reads none of them."""
+        """Which images step `step` sees, a tuple of ints; of several ranks, this one's. Reads none of them."""
         epoch, position = divmod(step, self.steps_per_epoch)
         if self._order[0] != epoch:
             self._order = epoch, np.random.default_rng([self.seed, 0, epoch]).permutation(len(self.source))
-        return tuple(int(i) for i in self._order[1][position * self.batch_size:(position + 1) * self.batch_size])
+        batch = self._order[1][position * self.batch_size:(position + 1) * self.batch_size]
+        rank, ranks = self.share
+        return tuple(int(i) for i in np.split(batch, ranks)[rank])
 
     def batch(self, step):
         """The Batch of a step, prepared here and now. DataError if an image cannot be read."""

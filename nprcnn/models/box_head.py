@@ -121,7 +121,7 @@ def box_losses(logits, deltas, rois, labels, target_boxes, box_weights=BOX_WEIGH
     class_loss, class_cache = softmax_cross_entropy_forward(logits, labels)
     positive = np.flatnonzero(labels > 0)
     deltas = deltas.reshape(len(deltas), deltas.shape[1] // 4, 4)
-    targets = encode_boxes(target_boxes[positive], rois[positive], box_weights)
+    targets = np.asarray(encode_boxes(target_boxes[positive], rois[positive], box_weights), like=deltas)
     chosen = (positive, labels[positive])
     box_loss, box_cache = smooth_l1_forward(deltas[chosen], targets, beta, max(len(labels), 1))
     return class_loss, box_loss, (deltas.shape, chosen, class_cache, box_cache)
@@ -131,7 +131,7 @@ def box_losses_backward(dclass_loss, dbox_loss, cache):
     """Gradients of the logits (R, K) and the deltas (R, 4 K)."""
     shape, chosen, class_cache, box_cache = cache
     dlogits = softmax_cross_entropy_backward(dclass_loss, class_cache)
-    ddeltas = np.zeros(shape, dlogits.dtype)
+    ddeltas = np.zeros(shape, dlogits.dtype, like=dlogits)
     # forward: chosen deltas = deltas[positive, true class], every index once      gather -> scatter
     ddeltas[chosen] = smooth_l1_backward(dbox_loss, box_cache)
     return dlogits, ddeltas.reshape(shape[0], shape[1] * 4)

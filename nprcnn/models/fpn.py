@@ -41,11 +41,11 @@ class FPN(Layer):
             top_down = None
             if i + 1 < count:
                 top_down, resize_caches[i] = resize_nearest_forward(inner[i + 1], features[i].shape[2:],
-                                                                    kernels=backend.active())
+                                                                    kernels=backend.active(inner[i + 1]))
             inner[i], lateral_caches[i] = conv_norm_relu(*self.inner_blocks[i], features[i], train, residual=top_down,
                                                          relu=False)
             pyramid[i], output_caches[i] = conv_norm_relu(*self.layer_blocks[i], inner[i], train, relu=False)
-        pyramid.append(np.ascontiguousarray(pyramid[-1][:, :, ::2, ::2]))  # a 1x1 max-pool of stride 2
+        pyramid.append(np.ascontiguousarray(pyramid[-1][:, :, ::2, ::2], like=pyramid[-1]))  # a 1x1 max-pool of stride 2
         for level, p in zip(LEVELS, pyramid):
             record(trace, f"fpn.{level}", p)
         return pyramid, (lateral_caches, resize_caches, output_caches) if train else None
@@ -72,7 +72,7 @@ class FPN(Layer):
             dfeatures.append(dfeature)
             if i + 1 < count:
                 # forward: top_down = resize(inner_(i+1))
-                dinner_from_below = resize_nearest_backward(dtop_down, resize_caches[i], kernels=backend.active())
+                dinner_from_below = resize_nearest_backward(dtop_down, resize_caches[i], kernels=backend.active(dtop_down))
         return dfeatures
 
 

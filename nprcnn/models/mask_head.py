@@ -114,7 +114,7 @@ def mask_loss_forward(logits, labels, targets, kind="sigmoid"):
         return loss, (kind, logits.shape, None, cache)
     channel = labels if kind == "sigmoid" else np.zeros_like(labels)
     chosen = (np.arange(len(labels)), channel)
-    loss, cache = bce_with_logits_forward(logits[chosen], targets)
+    loss, cache = bce_with_logits_forward(logits[chosen], np.asarray(targets, like=logits))
     return loss, (kind, logits.shape, chosen, cache)
 
 
@@ -125,9 +125,9 @@ def mask_loss_backward(dloss, cache):
         # forward: logits -> pixels (S * m * m, K): transpose, reshape      backward: the same steps in reverse
         dpixels = softmax_cross_entropy_backward(dloss, loss_cache)
         s, k, m, _ = shape
-        return np.ascontiguousarray(dpixels.reshape(s, m, m, k).transpose(0, 3, 1, 2))
+        return np.ascontiguousarray(dpixels.reshape(s, m, m, k).transpose(0, 3, 1, 2), like=dpixels)
     dchosen = bce_with_logits_backward(dloss, loss_cache)
-    dlogits = np.zeros(shape, dchosen.dtype)
+    dlogits = np.zeros(shape, dchosen.dtype, like=dchosen)
     # forward: chosen logits = logits[RoI, true class], every index once      gather -> scatter
     dlogits[chosen] = dchosen
     return dlogits

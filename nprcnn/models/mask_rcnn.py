@@ -10,7 +10,7 @@ import math
 
 import numpy as np
 
-from .. import backend
+from .. import backend, devices
 from ..data.images import as_image
 from ..data.targets import check_target
 from ..errors import DataError
@@ -91,6 +91,10 @@ class MaskRCNN(Layer):
         if not isinstance(images, (list, tuple)):
             return self.predict([images], trace)[0]
         images = _checked_images(images)
+        with devices.memory_errors():
+            return self._predict(images, trace)
+
+    def _predict(self, images, trace):
         batch, pyramid, anchors, logits, deltas, _ = self._first_stage(images, False, trace)
         found = self._proposals(logits, deltas, anchors, batch.sizes, self.rpn_pre_nms_top_n_test, self.rpn_post_nms_top_n_test,
                                 trace)
@@ -101,7 +105,7 @@ class MaskRCNN(Layer):
 
         levels = [self._levels(p) for p in proposals]
         class_logits, box_deltas, _ = self._box_branch(pyramid, proposals, levels, False, trace)
-        splits = np.cumsum([len(p) for p in proposals])[:-1]
+        splits = np.cumsum([len(p) for p in proposals])[:-1].tolist()
         found = [postprocess.filter_detections(l, d, p, size, self.box_score_thresh, self.box_nms_thresh,
                                                self.box_detections_per_img, self.bbox_reg_weights, self.box_min_size)
                  for l, d, p, size in zip(np.split(class_logits, splits), np.split(box_deltas, splits), proposals,
@@ -117,7 +121,7 @@ class MaskRCNN(Layer):
             labels = np.concatenate([f[1] for f in found])
             probabilities = mask_head.mask_probabilities(mask_logits, labels, self.mask_loss)
             record(trace, "roi_heads.mask_probabilities", probabilities)
-            masks = np.split(probabilities, np.cumsum([len(b) for b in boxes])[:-1])
+            masks = np.split(probabilities, np.cumsum([len(b) for b in boxes])[:-1].tolist())
         return [self._detections(f, m, batch.sizes[i], batch.original_sizes[i], levels[i], proposal_anchor[i])
                 for i, (f, m) in enumerate(zip(found, masks))]
 
@@ -125,8 +129,11 @@ class MaskRCNN(Layer):
         boxes, labels, scores, proposal = found
         boxes = transform.resize_boxes(boxes, size, original_size)
         if masks is not None:
-            paste = backend.active().paste_masks if self.paste == "integer" else paste_masks_continuous
-            masks = paste(masks, boxes, original_size, threshold=0.5)
+            if self.paste == "integer":
+                masks = backend.active(masks).paste_masks(masks, boxes, original_size, threshold=0.5)
+            else:
+                masks = paste_masks_continuous(devices.to_host(masks, "mask probabilities"), boxes, original_size, threshold=0.5)
+            masks = devices.to_host(masks, "pasted masks")
         return Detections(boxes, labels, scores, masks, proposal, self.roi_levels[levels[proposal]], proposal_anchor[proposal])
 
     # ----------------------------------------------------------------------------------------------------- training
@@ -158,6 +165,10 @@ class MaskRCNN(Layer):
             An image or a target cannot be used; nothing was changed.
         """
         images, image_targets = self._checked(images, image_targets)
+        with devices.memory_errors():
+            return self._losses(images, image_targets, rng, decisions, trace)
+
+    def _losses(self, images, image_targets, rng, decisions, trace):
         target_boxes = [t["boxes"] for t in image_targets]
         batch, pyramid, anchors, logits, deltas, first_cache = self._first_stage(images, True, trace)
         if decisions is None:
@@ -231,6 +242,10 @@ class MaskRCNN(Layer):
         The stages of `losses`, from the last to the first. The proposals are constants, so no gradient flows from the second stage
         through the RPN: the two meet only in the pyramid, where their gradients add.
         """
+        with devices.memory_errors():
+            self._backward(cache, trace, weights)
+
+    def _backward(self, cache, trace, weights):
         # d(weighted sum of the losses) / d(each loss)
         d = {name: self.dtype(1 if weights is None else weights[name]) for name in (LOSSES if self.has_masks else LOSSES[:-1])}
         count = len(self.box_features.strides)
@@ -279,7 +294,8 @@ class MaskRCNN(Layer):
 
     def _first_stage(self, images, train, trace):
         batch = transform.make_batch(images, self._min_size(train), self.max_size, self.image_mean, self.image_std, self.size_divisible,
-                                     self.dtype, self.channel_order, self.pixel_range, self.resize)
+                                     self.dtype, self.channel_order, self.pixel_range, self.resize,
+                                     like=self.rpn.head.cls_logits.weight.data)
         record_input(trace, images, batch.sizes, self.class_names)
         record(trace, "transform.batch", batch.tensor)
         pyramid, backbone_cache = self.backbone.forward(batch.tensor, train, trace)

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .. import backend
+from .. import backend, devices
 from ..ops.activation import softmax
 from ..ops.boxes import clip_boxes, decode_boxes, remove_small_boxes
 from ..ops.nms import batched_nms
@@ -31,12 +31,12 @@ class Detections(NamedTuple):
 
 def filter_detections(logits, deltas, proposals, image_size, score_thresh, nms_thresh, max_detections,
                       box_weights=BOX_WEIGHTS, min_size=1e-2):
-    """One image's RoIs -> its detections.
+    """One image's RoIs -> its detections. What was computed on a GPU is filtered there, and the detections come to the CPU.
 
     Parameters
     ----------
     logits, deltas, proposals : (R, K), (R, 4 K), (R, 4)
-        Proposals in pixels of the resized image.
+        Proposals in pixels of the resized image, on the CPU.
     image_size : (h, w)
         Of the resized image: boxes are clipped to it.
     score_thresh, nms_thresh, max_detections
@@ -52,6 +52,7 @@ def filter_detections(logits, deltas, proposals, image_size, score_thresh, nms_t
     """
     count, num_classes = logits.shape
     scores = softmax(logits, axis=1)
+    proposals = np.asarray(proposals, like=deltas)
     boxes = decode_boxes(deltas.reshape(count, num_classes, 4), proposals[:, None], box_weights)
     boxes = clip_boxes(boxes, image_size)
 
@@ -59,6 +60,6 @@ def filter_detections(logits, deltas, proposals, image_size, score_thresh, nms_t
     label = label + 1
     boxes, scores = boxes[proposal, label], scores[proposal, label]
     large = remove_small_boxes(boxes, min_size)
-    keep = large[batched_nms(boxes[large], scores[large], label[large], nms_thresh, kernels=backend.active())]
+    keep = large[batched_nms(boxes[large], scores[large], label[large], nms_thresh, kernels=backend.active(boxes))]
     keep = keep[:max_detections]
-    return boxes[keep], label[keep], scores[keep], proposal[keep]
+    return tuple(devices.to_host([boxes[keep], label[keep], scores[keep], proposal[keep]], "detections"))

@@ -210,7 +210,7 @@ class ResNet(Layer):
         """x (N, 3, H, W) -> [C2, C3, C4, C5] (without layer4, up to C4), cache."""
         x, stem_cache = conv_norm_relu(self.conv1, self.bn1, x, train)
         record(trace, "backbone.stem", x)
-        x, pool_cache = max_pool2d_forward(x, 3, 2, 1, kernels=backend.active())
+        x, pool_cache = max_pool2d_forward(x, 3, 2, 1, kernels=backend.active(x))
         features, caches = [], [(stem_cache, pool_cache)]
         for name in self.stages[1:]:
             x, stage_cache = stage_forward(getattr(self, name), x, train)
@@ -238,7 +238,7 @@ class ResNet(Layer):
             return
         stem_cache, pool_cache = caches[0]
         # forward: x = maxpool(stem), stem = relu(bn1(conv1(image)))
-        dx = max_pool2d_backward(dx, pool_cache, kernels=backend.active())
+        dx = max_pool2d_backward(dx, pool_cache, kernels=backend.active(dx))
         record_grad(trace, "backbone.stem", dx)
         conv_norm_relu_backward(self.conv1, self.bn1, dx, stem_cache, needs_dx=False)
 

@@ -64,15 +64,15 @@ class RoIFeatures:
     def forward(self, pyramid, rois, levels, train):
         """pyramid [P2 .. P5] (or one map), rois (R, 5), levels (R,) -> (R, C, s, s), cache. RoIs keep their order."""
         size = self.output_size
-        y = np.zeros((len(rois), pyramid[0].shape[1], size, size), pyramid[0].dtype)
+        y = np.zeros((len(rois), pyramid[0].shape[1], size, size), pyramid[0].dtype, like=pyramid[0])
         caches = []
         for level, (x, stride) in enumerate(zip(pyramid, self.strides)):
             chosen = np.flatnonzero(levels == level)
             if self.method == "align":
                 crops, cache = roi_align_forward(x, rois[chosen], 1 / stride, size, self.sampling_ratio, self.aligned,
-                                                 kernels=backend.active())
+                                                 kernels=backend.active(x))
             else:
-                crops, cache = roi_pool_forward(x, rois[chosen], 1 / stride, size, kernels=backend.active())
+                crops, cache = roi_pool_forward(x, rois[chosen], 1 / stride, size, kernels=backend.active(x))
             y[chosen] = crops
             caches.append((chosen, cache))
         return y, caches if train else None
@@ -81,4 +81,4 @@ class RoIFeatures:
         """dy (R, C, s, s) -> gradients of [P2 .. P5]. The RoIs' coordinates get none."""
         backward = roi_align_backward if self.method == "align" else roi_pool_backward
         # forward: y[chosen] = crops of one level      scatter -> gather
-        return [backward(dy[chosen], cache, kernels=backend.active()) for chosen, cache in caches]
+        return [backward(dy[chosen], cache, kernels=backend.active(dy)) for chosen, cache in caches]

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .. import backend
+from .. import backend, devices
 from ..layers import Conv2d, Layer, conv_block, conv_norm_relu, conv_norm_relu_backward, normal_001
 from ..ops.activation import sigmoid
 from ..ops.boxes import clip_boxes, decode_boxes, encode_boxes, remove_small_boxes
@@ -84,7 +84,7 @@ class RPN(Layer):
         for level, level_cache, (n, a, h, w) in zip(self.levels, *cache):
             # forward: concatenate, reshape, transpose      backward: split, and the same steps in reverse
             stop = start + h * w * a
-            dl = np.ascontiguousarray(dlogits[:, start:stop].reshape(n, h, w, a).transpose(0, 3, 1, 2))
+            dl = np.ascontiguousarray(dlogits[:, start:stop].reshape(n, h, w, a).transpose(0, 3, 1, 2), like=dlogits)
             dd = ddeltas[:, start:stop].reshape(n, h, w, a, 4).transpose(0, 3, 4, 1, 2).reshape(n, a * 4, h, w)
             record_grad(trace, f"rpn.logits.{level}", dl)
             record_grad(trace, f"rpn.deltas.{level}", dd)
@@ -97,7 +97,7 @@ class Proposals(NamedTuple):
     """One image's proposals, best first, and what they were chosen from.
 
     boxes (P, 4), scores (P,) in 0..1; anchor (P,): index of the anchor behind each. before_nms (Q, 4) and scores_before_nms (Q,): the
-    best anchors of each level, moved by their deltas and clipped.
+    best anchors of each level, moved by their deltas and clipped (on a GPU if that is where the RPN ran).
     """
 
     boxes: np.ndarray
@@ -110,6 +110,8 @@ class Proposals(NamedTuple):
 def filter_proposals(logits, deltas, anchors, image_size, pre_nms_top_n, post_nms_top_n, nms_thresh, min_size=1e-3,
                      score_thresh=0.0, nms_on="scores"):
     """From one image's RPN outputs to its proposals. No gradient: to the second stage they are constants.
+
+    What was computed on a GPU is filtered there, and the proposals come to the CPU.
 
     Parameters
     ----------
@@ -136,21 +138,38 @@ def filter_proposals(logits, deltas, anchors, image_size, pre_nms_top_n, post_nm
     starts = np.cumsum([0] + [len(a) for a in anchors])
     chosen, level_of = [], []
     for level, (start, stop) in enumerate(zip(starts, starts[1:])):
-        top = np.argsort(-logits[start:stop], kind="stable")[:pre_nms_top_n] + start
+        top = top_k(logits[start:stop], pre_nms_top_n) + start
         chosen.append(top)
-        level_of.append(np.full(len(top), level))
+        level_of.append(np.zeros(len(top), np.int64, like=logits) + level)
     chosen, level_of = np.concatenate(chosen), np.concatenate(level_of)
 
-    all_anchors = np.concatenate(anchors).astype(deltas.dtype)
+    all_anchors = np.asarray(np.concatenate(anchors).astype(deltas.dtype), like=deltas)
     boxes = clip_boxes(decode_boxes(deltas[chosen], all_anchors[chosen]), image_size)
     scores = sigmoid(logits[chosen])
     large = remove_small_boxes(boxes, min_size)
     large = large[scores[large] >= score_thresh]
     # NMS within a level: an anchor of another size is another question
     sorted_by = scores if nms_on == "scores" else logits[chosen]
-    keep = large[batched_nms(boxes[large], sorted_by[large], level_of[large], nms_thresh, kernels=backend.active())]
+    keep = large[batched_nms(boxes[large], sorted_by[large], level_of[large], nms_thresh, kernels=backend.active(boxes))]
     keep = keep[:post_nms_top_n]
-    return Proposals(boxes[keep], scores[keep], chosen[keep], boxes, scores)
+    proposals = devices.to_host([boxes[keep], scores[keep], chosen[keep]], "proposals")
+    return Proposals(*proposals, boxes, scores)
+
+
+def top_k(values, k):
+    """Indices of the k largest of values (T,), best first, of equals the first one first: argsort(-values, kind="stable")[:k].
+
+    Without sorting the others: P2 alone has 180,000 anchors, of which 1000 are wanted. (On a GPU the sort takes less time than it takes to
+    ask how many candidates there are.)
+    """
+    if devices.is_on_gpu(values):
+        return np.argsort(-values, kind="stable")[:k]
+    candidates = np.arange(len(values))
+    if len(values) > k > 0:
+        kth = np.partition(-values, k - 1)[k - 1]
+        if not np.isnan(kth):
+            candidates = np.flatnonzero(-values <= kth)
+    return candidates[np.argsort(-values[candidates], kind="stable")[:k]]
 
 
 def rpn_losses(logits, deltas, anchors, target_boxes, positive, negative, matched, beta=SMOOTH_L1_BETA, normalizer=None):
@@ -179,13 +198,14 @@ def rpn_losses(logits, deltas, anchors, target_boxes, positive, negative, matche
     is_object = np.concatenate([np.arange(len(p) + len(n)) < len(p) for p, n in zip(positive, negative)])
     sampled = (image, anchor)
     normalizer = max(len(anchor), 1) if normalizer is None else normalizer
-    objectness_loss, objectness_cache = bce_with_logits_forward(logits[sampled], is_object.astype(logits.dtype), normalizer)
+    objectness_loss, objectness_cache = bce_with_logits_forward(
+        logits[sampled], np.asarray(is_object.astype(logits.dtype), like=logits), normalizer)
 
     positives = (image[is_object], anchor[is_object])
     box_targets = np.concatenate([
         encode_boxes(boxes[m].astype(deltas.dtype), anchors[p].astype(deltas.dtype))
         for boxes, m, p in zip(target_boxes, matched, positive)])
-    box_loss, box_cache = smooth_l1_forward(deltas[positives], box_targets, beta, normalizer)
+    box_loss, box_cache = smooth_l1_forward(deltas[positives], np.asarray(box_targets, like=deltas), beta, normalizer)
     return objectness_loss, box_loss, (logits.shape, sampled, positives, objectness_cache, box_cache)
 
 
@@ -193,10 +213,10 @@ def rpn_losses_backward(dobjectness_loss, dbox_loss, cache):
     """Gradients of the logits (N, T) and the deltas (N, T, 4): zero wherever no anchor was sampled."""
     shape, sampled, positives, objectness_cache, box_cache = cache
     dsampled = bce_with_logits_backward(dobjectness_loss, objectness_cache)
-    dlogits = np.zeros(shape, dsampled.dtype)
+    dlogits = np.zeros(shape, dsampled.dtype, like=dsampled)
     # forward: logits[sampled], every index once      gather -> scatter
     dlogits[sampled] = dsampled
     # forward: deltas[positives], every index once      gather -> scatter
-    ddeltas = np.zeros(shape + (4,), dsampled.dtype)
+    ddeltas = np.zeros(shape + (4,), dsampled.dtype, like=dsampled)
     ddeltas[positives] = smooth_l1_backward(dbox_loss, box_cache)
     return dlogits, ddeltas

@@ -40,7 +40,7 @@ def resized_size(height, width, min_size, max_size, resize="float"):
 
 
 def make_batch(images, min_size, max_size, mean=IMAGENET_MEAN, std=IMAGENET_STD, size_divisible=32, dtype=np.float32,
-               channel_order="rgb", pixel_range=1.0, resize="float"):
+               channel_order="rgb", pixel_range=1.0, resize="float", like=None):
     """Normalise, resize and pad.
 
     Parameters
@@ -60,31 +60,34 @@ def make_batch(images, min_size, max_size, mean=IMAGENET_MEAN, std=IMAGENET_STD,
     resize : "float" or "pil"
         "float": normalise, then resize bilinearly (torchvision). "pil": resize the uint8 image as Pillow does, which averages over
         all source pixels when it shrinks and rounds to whole numbers, then normalise (Detectron2).
+    like : array, optional
+        The batch is made where it is: on a GPU, if it is CuPy's.
 
     Returns
     -------
     Batch
     """
-    mean, std = (np.asarray(v, dtype)[:, None, None] for v in (mean, std))
+    mean, std = (np.asarray(v, dtype, like=like)[:, None, None] for v in (mean, std))
     resized, original_sizes = [], []
     for image in images:
         size = resized_size(*image.shape[:2], min_size, max_size, resize)
         original_sizes.append(image.shape[:2])
         if resize == "pil" and image.dtype == np.uint8 and size != image.shape[:2]:
             image = _resize_as_pillow(image, size)
-        x = image.transpose(2, 0, 1).astype(dtype)
+        x = np.asarray(image, like=like).transpose(2, 0, 1).astype(dtype, order="C")
         white = 255 if image.dtype == np.uint8 else 1
         if white != pixel_range:
-            x = x / dtype(white / pixel_range)
+            x /= dtype(white / pixel_range)
         if channel_order == "bgr":
             x = x[::-1]
-        x = (x - mean) / std
+        x -= mean
+        x /= std
         if size != x.shape[1:]:
-            x = backend.active().resize_bilinear(x[None], size)[0]
+            x = backend.active(x).resize_bilinear(x[None], size)[0]
         resized.append(x)
     sizes = [x.shape[1:] for x in resized]
     height, width = (math.ceil(max(side) / size_divisible) * size_divisible for side in zip(*sizes))
-    tensor = np.zeros((len(images), 3, height, width), dtype)
+    tensor = np.zeros((len(images), 3, height, width), dtype, like=like)
     for i, x in enumerate(resized):
         tensor[i, :, :x.shape[1], :x.shape[2]] = x
     return Batch(tensor, sizes, original_sizes)

@@ -79,7 +79,7 @@ class VGG(Layer):
         for i, (name, stage) in enumerate(zip(STAGES, self.stages)):
             pool_cache = None
             if i > 0:
-                x, pool_cache = max_pool2d_forward(x, 2, 2, 0, kernels=backend.active())
+                x, pool_cache = max_pool2d_forward(x, 2, 2, 0, kernels=backend.active(x))
             block_caches = []
             for block in stage:
                 x, cache = conv_norm_relu(*block, x, train)
@@ -103,4 +103,4 @@ class VGG(Layer):
             for j in reversed(range(len(self.stages[i]))):
                 dx, _ = conv_norm_relu_backward(*self.stages[i][j], dx, block_caches[j], needs_dx=i + j > 0)
             if i > 0:
-                dx = max_pool2d_backward(dx, pool_cache, kernels=backend.active())
+                dx = max_pool2d_backward(dx, pool_cache, kernels=backend.active(dx))

@@ -23,6 +23,13 @@ def relu(x):
     return np.maximum(x, 0)
 
 
+def relu_grad(dy, y):
+    """Gradient of relu from its output y, both of any one shape. At 0, where ReLU has none, it is 0, as in PyTorch."""
+    _check_dy(dy, y)
+    # forward: y = max(x, 0), so dx = dy where x > 0, and that is where y > 0
+    return dy * (y > 0)
+
+
 def relu_forward(x):
     """relu, and the cache for its backward pass."""
     y = relu(x)
@@ -30,10 +37,8 @@ def relu_forward(x):
 
 
 def relu_backward(dy, cache):
-    """Gradient of relu, of dy's shape. At 0, where ReLU has none, it is 0, as in PyTorch."""
-    _check_dy(dy, cache.y)
-    # forward: y = max(x, 0), so dx = dy where x > 0, and that is where y > 0
-    return dy * (cache.y > 0)
+    """Gradient of relu, of dy's shape."""
+    return relu_grad(dy, cache.y)
 
 
 def sigmoid(x):

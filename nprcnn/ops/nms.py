@@ -65,7 +65,7 @@ def batched_nms(boxes, scores, groups, iou_threshold, kernels=None):
     scores : (N,) array
     groups : (N,) integer array, the class or level of each box
     iou_threshold : float
-    kernels : KernelSet whose `nms` does the work; None: the function above
+    kernels : KernelSet whose `batched_nms`, or else `nms`, does the work; None: the function above
 
     Returns
     -------
@@ -79,6 +79,8 @@ def batched_nms(boxes, scores, groups, iou_threshold, kernels=None):
     _check(boxes, scores)
     if groups.shape != scores.shape:
         raise ValueError(f"batched_nms needs one group for each score, got {groups.shape} and {scores.shape}")
+    if getattr(kernels, "batched_nms", None) is not None:
+        return kernels.batched_nms(boxes, scores, groups, iou_threshold)
     suppress = nms if kernels is None else kernels.nms
     is_kept = np.zeros(len(scores), dtype=bool)
     for group in np.unique(groups):

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from .. import devices
 from ..errors import WeightsError
 
 FORMAT = "nprcnn checkpoint"
@@ -57,7 +58,7 @@ def save_checkpoint(path, model, optimizer, step, about, keep=PREVIOUS):
     from safetensors.numpy import save
     names = {id(p): name for name, p in model.named_parameters()}
     tensors = {name: np.ascontiguousarray(array) for name, array in model.state_dict().items()}
-    tensors.update({VELOCITY + names[id(p)]: v for p, v in zip(optimizer.parameters, optimizer.velocity)})
+    tensors.update({VELOCITY + names[id(p)]: devices.to_host(v, "velocity") for p, v in zip(optimizer.parameters, optimizer.velocity)})
     header = {"version": VERSION, "step": step, "about": about}
     # one entry, for the library writes several in any order, and the same training should give the same bytes
     content = save(tensors, {FORMAT: json.dumps({**header, "sha256": _digest(tensors, header)})})
@@ -170,7 +171,7 @@ def restore(checkpoint, model, optimizer, path):
     except WeightsError as error:
         raise WeightsError(f"{path}: {error}") from None
     for k, name in enumerate(own):
-        optimizer.velocity[k] = np.array(checkpoint.velocity[name])
+        optimizer.velocity[k] = np.array(checkpoint.velocity[name], like=optimizer.velocity[k])
 
 
 def differences(stored, now, prefix=""):

@@ -9,6 +9,7 @@
 """
 
 import json
+import math
 from pathlib import Path
 
 from ..errors import ConfigError, DataError, NprcnnError, WeightsError
@@ -17,17 +18,18 @@ from .checkpoint import LAST, PREVIOUS, differences, latest_checkpoint, restore,
 from .guards import save_replay
 from .log import Log, draw_curves
 from .loop import train
+from .ranks import Alone
 from .sgd import SGD
 from .start import model_metadata
 
 # What may change when a training goes on: nothing that is computed depends on it.
 FREE = ("workers",)
-# And what changes roundings only: K batches of B images are one of K * B. A step must have as many images as before.
-ROUNDING = ("batch_size", "accumulate")
+# And what changes roundings only: K batches of B images on each of R ranks are one of R * K * B. A step must have as many images as before.
+ROUNDING = {"batch_size": 8, "accumulate": 1, "ranks": 1}  # and what they are if nothing is said
 
 
 def train_in_folder(model, source, out, config, *, validate=None, validate_every=0, save_every=100, draw_every=None, resume=False,
-                    progress=True, say=print):
+                    progress=True, say=print, ranks=None):
     """Train in a folder.
 
     Parameters
@@ -36,12 +38,13 @@ def train_in_folder(model, source, out, config, *, validate=None, validate_every
         With its initial values, those loaded, and what is frozen.
     source : data source
     out : path
-        The folder; made if it is not there.
+        The folder; made if it is not there. Of several ranks, the first one alone reads and writes there.
     config : dict of dicts, which JSON can hold
         "training": the arguments of `train`. "model": {"builder", "arguments"}. "data", and whatever else a training that goes on must
         have in common with the one before.
     validate : function model -> metrics, optional
-        See nprcnn.evaluate. The best model by the AP of masks (else of boxes) is kept.
+        See nprcnn.evaluate. The best model by the AP of masks (else of boxes) is kept. Of several ranks, each is asked and may do a share
+        of the work; the metrics are those of the first one.
     validate_every, save_every, draw_every : int
         Steps between validations (0: none), checkpoints and drawings of the curves (0: none; None: with each checkpoint). The last
         step is followed by all three.
@@ -49,36 +52,40 @@ def train_in_folder(model, source, out, config, *, validate=None, validate_every
         Go on from the last checkpoint in `out`, if there is one.
     say : function str -> None
         Takes the sentences that a user should read.
+    ranks : Ranks, optional
+        To train in several processes at once: each calls this with the same arguments (see ranks.py).
 
     Returns
     -------
-    list of dict : the rows of the log
+    list of dict : the rows of the log; on other ranks than the first none
 
     Raises
     ------
     ConfigError
-        The folder holds a training and `resume` is False; the configuration is another; the training diverged.
+        The folder holds a training and `resume` is False; the configuration is another, or that of another rank is; the training diverged.
     DataError, WeightsError
         See `train`, latest_checkpoint and save_checkpoint; the data set is another than before.
     """
-    out, config = Path(out), json.loads(json.dumps(config))
-    out.mkdir(parents=True, exist_ok=True)
+    out, config, ranks = Path(out), json.loads(json.dumps(config)), ranks or Alone()
     training = config["training"]
     draw_every = save_every if draw_every is None else draw_every
     optimizer = SGD(model.parameters(), training.get("momentum", 0.9), training.get("weight_decay", 1e-4))
-    start, best = 0, {"AP": -1.0, "step": None}
-    if (out / LAST).exists() or (out / PREVIOUS).exists():
-        if not resume:
-            raise ConfigError(f"{out} already holds a training; go on with it by --resume, or give another --out")
-        checkpoint, note = latest_checkpoint(out)
-        if note:
-            say(note)
-        _check_same(checkpoint.about["config"], config, out, say)
-        restore(checkpoint, model, optimizer, out)
-        start, best = checkpoint.step, checkpoint.about["best"]
-        say(f"going on after step {start} of {training['steps']}")
-    elif resume:
-        say(f"{out} holds no checkpoint yet; beginning with step 0")
+
+    def validation_is_due(done):
+        return validate is not None and validate_every and (done % validate_every == 0 or done == training["steps"])
+
+    if ranks.count > 1:
+        training["ranks"] = ranks.count
+        _check_ranks(config, ranks)
+    if ranks.rank > 0:
+        start = _same_beginning(None, model, optimizer, ranks)
+        train(model, source, start=start, optimizer=optimizer, ranks=ranks, **arguments(training),
+              on_step=lambda step, row: validation_is_due(step + 1) and validate(model))
+        return []
+
+    out.mkdir(parents=True, exist_ok=True)
+    start, best = _go_on(out, config, model, optimizer, resume, say)
+    _same_beginning(start, model, optimizer, ranks)
     try:
         log = Log(out / "history.jsonl", start)
     except OSError as error:
@@ -90,7 +97,7 @@ def train_in_folder(model, source, out, config, *, validate=None, validate_every
         at_end = done == training["steps"]
         try:
             log.append({"step": step, **row})
-            if validate is not None and validate_every and (done % validate_every == 0 or at_end):
+            if validation_is_due(done):
                 metrics = validate(model)
                 log.append({"step": step, "validation": metrics})
                 ap = metrics.get("segm", metrics["bbox"])["AP"]
@@ -114,7 +121,7 @@ def train_in_folder(model, source, out, config, *, validate=None, validate_every
         return f"{text}. See it again, stage by stage: nprcnn train --replay {out / 'replay.npz'}"
 
     try:
-        train(model, source, start=start, optimizer=optimizer, progress=progress, on_step=on_step, on_failure=on_failure,
+        train(model, source, start=start, optimizer=optimizer, progress=progress, on_step=on_step, on_failure=on_failure, ranks=ranks,
               **arguments(training))
         save_weights(model, out / "weights.safetensors", model_metadata(config))
     except OSError as error:
@@ -127,22 +134,55 @@ def train_in_folder(model, source, out, config, *, validate=None, validate_every
 def arguments(training):
     """The arguments of `train` from a configuration that went through JSON."""
     from ..data.transforms import Augment
-    training = dict(training)
+    training = {name: value for name, value in training.items() if name != "ranks"}
     if training.get("augment") is not None:
         training["augment"] = Augment(**{name: tuple(v) if isinstance(v, list) else v for name, v in training["augment"].items()})
     return training
 
 
+def _go_on(out, config, model, optimizer, resume, say):
+    """Put the last checkpoint in `out` back, if there is one. Returns the first step to take, and the best AP so far."""
+    if (out / LAST).exists() or (out / PREVIOUS).exists():
+        if not resume:
+            raise ConfigError(f"{out} already holds a training; go on with it by --resume, or give another --out")
+        checkpoint, note = latest_checkpoint(out)
+        if note:
+            say(note)
+        _check_same(checkpoint.about["config"], config, out, say)
+        restore(checkpoint, model, optimizer, out)
+        say(f"going on after step {checkpoint.step} of {config['training']['steps']}")
+        return checkpoint.step, checkpoint.about["best"]
+    if resume:
+        say(f"{out} holds no checkpoint yet; beginning with step 0")
+    return 0, {"AP": -1.0, "step": None}
+
+
+def _check_ranks(config, ranks):
+    """ConfigError if this rank was started with another configuration than rank 0, such as another machine's data set."""
+    found = differences(ranks.broadcast(config), config)
+    if found:
+        raise ConfigError(f"rank {ranks.rank} must train as rank 0 does, but {'; '.join(found[:3])} here")
+
+
+def _same_beginning(start, model, optimizer, ranks):
+    """Give every rank what rank 0 begins with: weights, running statistics, velocity. Returns the first step to take."""
+    for _, tensor in model.named_tensors():
+        tensor.data = ranks.broadcast(tensor.data)
+    optimizer.velocity = [ranks.broadcast(v) for v in optimizer.velocity]
+    return ranks.broadcast(start)
+
+
 def _check_same(stored, now, out, say):
     """ConfigError or DataError if a training would go on as another one."""
-    free, own = dict(stored["training"]), dict(now["training"])
-    if _images_a_step(free) == _images_a_step(own):
-        changed = [f"{name} was {free.get(name)} and is {own.get(name)}" for name in ROUNDING if free.get(name) != own.get(name)]
+    free, own = ({**ROUNDING, **config["training"]} for config in (stored, now))
+    before, after = (math.prod(training[name] for name in ROUNDING) for training in (free, own))
+    if before == after:
+        changed = [f"{name} was {free[name]} and is {own[name]}" for name in ROUNDING if free[name] != own[name]]
         if changed:
-            say(f"{' and '.join(changed)}: the same but for rounding, no longer bit for bit")
-        free.update({name: own.get(name) for name in ROUNDING})
+            say(f"{' and '.join(changed)}: the same but for rounding (more where batch norm is not frozen), no longer bit for bit")
+        free.update({name: own[name] for name in ROUNDING})
     free.update({name: own.get(name) for name in FREE})
-    found = differences({**stored, "training": free}, now)
+    found = differences({**stored, "training": free}, {**now, "training": own})
     if any(text.startswith("model.") for text in found):
         raise WeightsError(f"{out}: the checkpoint is of another model: {'; '.join(found[:3])}. Give the same --model and --set, or "
                            "another --out.")
@@ -151,11 +191,7 @@ def _check_same(stored, now, out, say):
                         "begin anew in another --out (--weights may be this training's last ones).")
     if found:
         raise ConfigError(f"{out}: the training began otherwise: {'; '.join(found[:3])}. Go on with what it began with, or give another "
-                          "--out.")
-
-
-def _images_a_step(training):
-    return training.get("batch_size", 8) * training.get("accumulate", 1)
+                          "--out." + (f" A step had {before} images, and would have {after}." if before != after else ""))
 
 
 def _full(out, error):

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from .. import devices
 from ..data.targets import drop_crowds
 from ..errors import DataError
 
@@ -86,7 +87,7 @@ def batch_gradients(model, parts, total=lambda counts: counts):
                 losses, cache = model.losses(part.images, part.targets, None, decisions[k])
             weights = {name: counts[k][name] / max(whole[name], 1) for name in whole}
             for name, loss in losses.items():
-                sums[name] += weights[name] * float(loss)
+                sums[name] += weights[name] * float(devices.to_host(loss, "losses"))
             if not np.isfinite(list(sums.values())).all():
                 break
             model.backward(cache, weights=weights)

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from .. import devices
 from ..data.images import write_whole
 from ..errors import WeightsError
 from ..models.decisions import Decisions
@@ -58,7 +59,7 @@ def find_nonfinite(model, parts):
         place = _first(trace.values, "stage", cache.decisions, k)
         if place is None:
             model.backward(cache, trace)
-            gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+            gradients = {name: devices.to_host(p.grad, "gradients") for name, p in model.named_parameters() if p.grad is not None}
             place = _first(trace.grad, "gradient of", cache.decisions, k) or _first(gradients, "gradient of weight", cache.decisions, k)
         if place is not None:
             if len(place.images) != 1:  # a norm or a sum has spread it

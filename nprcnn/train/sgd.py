@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from .. import devices
+
 
 class SGD:
     """v = momentum * v + (grad + weight_decay * w);  w = w - lr * v        (PyTorch's form)
@@ -21,14 +23,15 @@ class SGD:
 
     def step(self, lr):
         """Change every parameter by its gradient; one without a gradient is left alone."""
-        for p, v in zip(self.parameters, self.velocity):
-            if p.grad is None:
-                continue
-            dtype = p.data.dtype.type
-            v *= dtype(self.momentum)
-            v += p.grad
-            v += dtype(self.weight_decay) * p.data
-            p.data = p.data - dtype(lr) * v
+        with devices.memory_errors():
+            for p, v in zip(self.parameters, self.velocity):
+                if p.grad is None:
+                    continue
+                dtype = p.data.dtype.type
+                v *= dtype(self.momentum)
+                v += p.grad
+                v += dtype(self.weight_decay) * p.data
+                p.data = p.data - dtype(lr) * v
 
 
 def clip_gradients(parameters, max_norm):
@@ -37,7 +40,9 @@ def clip_gradients(parameters, max_norm):
     Pascanu, Mikolov, Bengio (arXiv 1211.5063), section 3.2.
     """
     grads = [p.grad for p in parameters if p.grad is not None]
-    norm = float(np.sqrt(sum(float(np.vdot(g, g)) for g in grads)))
+    # all in one array, so that a GPU is waited for once
+    squares = devices.to_host(np.stack([np.vdot(g, g) for g in grads]), "norms of the gradients") if grads else []
+    norm = float(np.sqrt(sum(map(float, squares))))
     if norm > max_norm:
         for g in grads:
             g *= g.dtype.type(max_norm / norm)
