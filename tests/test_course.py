@@ -34,6 +34,16 @@ def test_it_knows_general_patterns():
     assert "returns 2 and should return 1" in compare(lambda x: (x, x))
 
 
+def test_one_number_alone_has_no_pattern_by_chance():
+    assert "times" not in compare(lambda x: 77, lambda x: x.sum()) and "by hand" in compare(lambda x: 77, lambda x: x.sum())
+    assert "0.5 times" in compare(lambda x: 39, lambda x: x.sum()) and "by hand" in compare(lambda x: 1, lambda x: np.array(0.0))
+
+
+def test_a_list_of_numbers_is_as_good_as_an_array():
+    assert "passed" in compare(lambda x: [1.0, 2.0], lambda x: np.array([1.0, 2.0]))
+    assert "shape (3,), expected (2,)" in compare(lambda x: [1.0, 2.0, 3.0], lambda x: np.array([1.0, 2.0]))
+
+
 def test_it_shows_exceptions_and_writes():
     def raises(x):
         return x @ x

@@ -20,7 +20,7 @@ def iou_of_sets(found, targets, crowd, below=lambda a, b, crowd: len(a) if crowd
     return out
 
 
-def voc(iou, difficult, threshold, free_only=False, again=0, hard=-1, more=False):
+def voc(iou, difficult, threshold, free_only=False, again=0, hard=-1, more=False, first=False):
     answer, taken = [], []
     for row in iou.tolist():
         candidates = [(value, -g) for g, value in enumerate(row) if not (free_only and g in taken)]
@@ -28,7 +28,8 @@ def voc(iou, difficult, threshold, free_only=False, again=0, hard=-1, more=False
         if best < threshold or (more and best == threshold):
             answer.append(0)
         elif difficult[-g]:
-            answer.append(hard)
+            answer.append(0 if first and -g in taken else hard)
+            taken.append(-g if first else 99)
         else:
             answer.append(again if -g in taken else 1)
             taken.append(-g)
@@ -68,6 +69,7 @@ WRONG = [
     ("match_voc", lambda *a: voc(*a, hard=1), "counts as a hit"),
     ("match_voc", lambda *a: voc(*a, hard=0), "counts as wrong"),
     ("match_voc", lambda *a: voc(*a, more=True), "is enough"),
+    ("match_voc", lambda *a: voc(*a, first=True), "first detection of a difficult"),
     ("area_ap", lambda *a: area(*a, interpolate=False), "not interpolated"),
     ("area_ap", lambda *a: area(*a, key=lambda pair: 0), "not sorted by score"),
     ("area_ap", lambda s, c, n: area(s, c, max(c.sum(), 1)), "missed ones included"),

@@ -13,12 +13,15 @@ WRONG = [
     ("sectors", lambda a, size: 32, "lanes that meet in one sector"),
     ("sectors", lambda a, size: int(np.ceil(len(a) * size / 32)), "lay side by side"),
     ("sectors", lambda a, size: len(set((a // 128).tolist())), "four sectors"),
+    ("sectors", lambda a, size: len({*(a // 32).tolist(), *((a + size) // 32).tolist()}), "a + size - 1"),
     ("passes", lambda words: max(np.bincount(words % 32)), "a broadcast"),
     ("passes", lambda words: len(set(words % 32)), "the slowest one counts"),
     ("passes", lambda words: max(np.bincount(np.unique(words) % 32)) - 1, "one too few"),
     ("place", lambda k, C, OH, OW: (k // (C * OH * OW), k // (OH * OW), k // OW, k), "remainder is missing"),
     ("place", lambda k, C, OH, OW: (k // (C * OH * OW), k // (OH * OW) % C, k // OH % OW, k % OH), "runs fastest"),
     ("place", lambda k, C, OH, OW: (k % (C * OH * OW), k % (OH * OW) % C, k % OW % OH, k % OW), "needs the quotient"),
+    ("place", lambda k, C, OH, OW: (k // (C * OH * OW), k // (C * OH), k // OW % OH, k % OW), "one step of this index is worth"),
+    ("place", lambda k, C, OH, OW: (k % C, k // C % OH, k // (C * OH) % OW, k // (C * OH * OW)), "order is turned round"),
 ]
 
 

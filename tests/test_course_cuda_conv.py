@@ -19,6 +19,12 @@ def place(k, p, C, H, W, KH, KW, OH, OW, stride, padding, image=1, guard=True, s
     return n * image * C * H * W + c * H * W + iy * W + ix
 
 
+def exchanged(k, p, C, H, W, *rest):
+    """H and W have changed places in the last line."""
+    at = place(k, p, C, H, W, *rest)
+    return at if at < 0 else at // (H * W) * H * W + at % (H * W) // W * H + at % W
+
+
 def grad(c, iy, ix, dy, w, stride, padding, test=lambda up, left, stride: up % stride == left % stride == 0, floor=0):
     total = 0
     for o, i, j in np.ndindex(len(w), *w.shape[2:]):
@@ -31,6 +37,7 @@ def grad(c, iy, ix, dy, w, stride, padding, test=lambda up, left, stride: up % s
 
 WRONG = [
     ("place_in_x", lambda *a: place(*a, image=0), "the image is missing"),
+    ("place_in_x", exchanged, "have changed places"),
     ("place_in_x", lambda *a: place(*a, guard=False), "return -1 there"),
     ("place_in_x", lambda *a: place(*a, sign=0), "the padding is missing"),
     ("place_in_x", lambda *a: place(*a, sign=1), "padding's sign"),
@@ -39,6 +46,8 @@ WRONG = [
     ("smallest_pad", lambda depth, width: 0, "all 32 banks"),
     ("smallest_pad", lambda depth, width: 32 // depth, "begin in bank 0"),
     ("smallest_pad", lambda depth, width: solutions_of(NUMBER)["smallest_pad"](depth, width) + width, "The pad alone"),
+    ("grad_x_thread", lambda *a: grad(*a, test=lambda up, left, stride: up // stride % stride == left // stride % stride == 0),
+     "before the quotient"),
     ("grad_x_thread", lambda *a: grad(*a, test=lambda *b: True), "which rows of x does"),
     ("grad_x_thread", lambda *a: grad(*a, test=lambda up, left, stride: up % stride == 0), "columns are not"),
     ("grad_x_thread", lambda *a: grad(*a, floor=-9), "an index of -1"),

@@ -57,6 +57,8 @@ WRONG = [
     ("deconv_2x2", lambda *a: deconv(*a, stamp=lambda w, c: w[c, :, ::-1, ::-1]), "turned around"),
     ("deconv_2x2", lambda *a: deconv(*a, stamp=lambda w, c: w[:, c]), "*input* channel"),
     ("deconv_2x2", lambda *a: deconv(*a, bias=0), "bias is missing"),
+    ("deconv_2x2", lambda x, w, b: np.einsum("ncij,coab->noabij", x, w).reshape(len(x), len(b), 2 * x.shape[2], -1) + b[:, None, None],
+     "a block of its own"),
     ("softmax_mask_backward", lambda dy, c: softmax_loss(dy, c, maps=lambda k, label: k == label), "only the map"),
     ("softmax_mask_backward", lambda dy, c: softmax_loss(dy, c, limit=lambda t: True), "every pixel is given"),
     ("softmax_mask_backward", lambda dy, c: softmax_loss(dy, c, limit=lambda t: t > 0.5), "exactly 1/2"),

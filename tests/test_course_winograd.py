@@ -22,6 +22,8 @@ WRONG = [
     ("two_outputs", lambda *a: direct(*a[:4], a[6], a[5], a[4]), "turned round"),
     ("two_outputs", lambda *a: four_products(*a, last=1), "wrong sign"),
     ("two_outputs", lambda *a: four_products(*a, half=1), "halves of G"),
+    ("two_outputs", lambda *a: (four_products(*a)[0] - 2 * (a[2] - a[1]) * ((a[4] - a[5] + a[6]) / 2), four_products(*a)[1]),
+     "third product"),
     ("saving", lambda h, w, m: 9 * m ** 2 / (m + 2) ** 2, "stick out"),
     ("saving", lambda h, w, m: 9 * h * w / ((m + 2) ** 2 * (h // m) * (w // m)), "round the number of tiles up"),
     ("saving", lambda h, w, m: 9 * h * w / (m ** 2 * np.ceil(h / m) * np.ceil(w / m)), "one for each input"),

@@ -216,8 +216,9 @@ for k, (ax, (h, w)) in enumerate(zip(axes, both.sizes)):
 # %% [markdown]
 # ## 4  The backbone: C2 to C5
 #
-# A ResNet is a stack of convolutions. Step by step it halves the map and doubles the channels: *less where, more
-# what*. The results of its four stages are called C2 to C5. One cell of C5 stands for 32 x 32 pixels of the image.
+# A ResNet is a stack of convolutions: small filters that slide over a map and make new channels of it (notebook
+# 02). Step by step it halves the map and doubles the channels: *less where, more what*. The results of its four
+# stages are called C2 to C5. One cell of C5 stands for 32 x 32 pixels of the image.
 
 # %%
 print("stage             name              shape (N, C, H, W)     pixels a cell")
@@ -299,9 +300,9 @@ viz.draw_anchors(grey, np.split(anchors, starts[1:-1])[:3])
 # ## 7  The RPN: which anchors, and where exactly?
 #
 # The **region proposal network** is a small head that runs over each level, with the same weights. For each anchor
-# it gives one **objectness** logit (after a sigmoid, the probability that there is an object) and four **deltas**.
-# First the objectness, for each cell that of its best anchor: black is 0, white is 1. The orange lines are the outlines
-# of the objects.
+# it gives one **objectness** logit $z$, whose sigmoid $1 / (1 + e^{-z})$ is the probability that there is an
+# object, and four **deltas**. First the objectness, for each cell that of its best anchor: black is 0, white is 1.
+# The orange lines are the outlines of the objects.
 
 # %%
 from nprcnn.ops.activation import sigmoid
@@ -363,7 +364,9 @@ before_and_after(anchor, moved, ("anchor", "moved by its deltas"))
 # %% [markdown]
 # ## 8  Proposals
 #
-# Now there are as many boxes as anchors, most of them useless, and many on the same object. The filter:
+# Now there are as many boxes as anchors, most of them useless, and many on the same object. How much two boxes
+# overlap is said by their **IoU** (intersection over union): the area of their intersection over that of their
+# union, 1 for equal boxes, 0 for boxes that do not meet. The filter:
 #
 # 1. on each level keep those with the best objectness (here up to 300), move them, and clip them to the image;
 # 2. **non-maximum suppression** (NMS), level by level: take the best box, drop all boxes that overlap it with an
@@ -371,9 +374,6 @@ before_and_after(anchor, moved, ("anchor", "moved by its deltas"))
 # 3. keep the best 100.
 #
 # The figure shows the 40 boxes with the best objectness before NMS, and the 40 best after it.
-#
-# The **IoU** of two boxes is the area of their intersection over that of their union: 1 for equal boxes, 0 for
-# boxes that do not meet.
 
 # %%
 from nprcnn.models.rpn import filter_proposals
@@ -480,8 +480,8 @@ for ax in axes.ravel():
 # ## 11  The box head
 #
 # Two linear layers turn the 7 x 7 crop into one vector for each RoI. From it come K class logits (class 0 is
-# "background": no object) and, for each class, four deltas. A softmax makes the logits into **class scores**, which
-# sum to 1.
+# "background": no object) and, for each class, four deltas. A softmax ($e^z$ of each logit, divided by their sum) makes
+# the logits into **class scores**, which sum to 1.
 
 # %%
 from nprcnn.ops.activation import softmax
@@ -533,7 +533,10 @@ likely = 1 + np.argsort(-scores[r, 1:])[:2]
 viz.draw_mask_logits(logits[likely], [f"{names[c]}{'  <- used' if c == k else ''}" for c in likely])
 
 # %% [markdown]
-# A sigmoid makes probabilities of them. Then the small mask is **pasted**: stretched over its box, in an empty
+# (Both may draw much the same shape. In training a class's mask hears from objects of that class alone, so nobody
+# has told it what to draw for the others.)
+#
+# A sigmoid makes probabilities of the logits. Then the small mask is **pasted**: stretched over its box, in an empty
 # image, and cut at 1/2.
 
 # %%
@@ -601,9 +604,11 @@ figure
 # | `loss_box_reg` | box head | those that are objects | deltas of the true class: smooth L1 |
 # | `loss_mask` | mask head | those that are objects | mask of the true class, pixel by pixel: binary cross-entropy |
 #
-# What training makes small is their sum. Here they are for one training scene, with random weights and with the
-# trained ones. (`loss_box_reg` can be *larger* with trained weights: the RPN then finds more RoIs that hold an
-# object, and only they count. Training changes a model, since batch norm keeps count, so we take new ones here.)
+# A cross-entropy is $-\log$ of the probability that the right answer got (notebook 01). Smooth L1 is the size of
+# the error, with the kink at 0 rounded off (notebook 05). What training makes small is the sum of all five. Here
+# they are for one training scene, with random weights and with the trained ones. (`loss_box_reg` can be *larger*
+# with trained weights: the RPN then finds more RoIs that hold an object, and only they count. Even asking for the
+# losses changes a model, whose batch norm (notebook 03) keeps running averages, so we take new ones here.)
 
 # %%
 train_image, train_target = Shapes(10, seed=0)[6]

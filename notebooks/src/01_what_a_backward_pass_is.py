@@ -645,8 +645,9 @@ except GradientCheckError as error:
 # %% [markdown]
 # ## 7  Kinks
 #
-# ReLU has no slope at 0. If an input lies within $\varepsilon$ of the kink, the central difference straddles it
-# and returns something between 0 and 1, although the backward is right. The check fails without a bug.
+# The `max(z, 0)` of section 5, which is called **ReLU**, has no slope at 0. If an input lies within $\varepsilon$ of
+# this kink, the central difference straddles it and returns something between 0 and 1, although the backward is
+# right. The check fails without a bug.
 
 # %%
 t = np.linspace(-2, 2, 200)
@@ -852,7 +853,7 @@ check_residual_backward(residual_backward)
 #
 # <details><summary>Hint 1</summary>Which gradients does the report call wrong? Which lines do they share?</details>
 # <details><summary>Hint 2</summary>Run it with L5 = 2, L4 = 4, N = C = D = 1 and a dy of 1, 10, 100, ... Which of the numbers are missing from dinner?</details>
-# <details><summary>Hint 3</summary>Print index. Then read rule 3 again.</details>
+# <details><summary>Hint 3</summary>Print index. Then read rule 3 again. Here the index stands on the last axis: np.add.at(a, (..., index), values) takes what would stand in the brackets of a[..., index].</details>
 
 # %%
 def pyramid_forward(c4, c5, w):

@@ -159,8 +159,8 @@ for stride, padding in ((1, 0), (1, 1), (2, 1)):
 # $$OH = \left\lfloor \frac{H + 2p - d(K - 1) - 1}{s} \right\rfloor + 1 . \tag{3}$$
 #
 # (Dumoulin and Visin, *A guide to convolution arithmetic for deep learning*, arXiv 1603.07285, relationship 6,
-# for $d = 1$.) The next figure shows one axis of 8 pixels. Each row is one output, and the dark squares are the
-# pixels that it sees. Grey is padding.
+# for $d = 1$.) The next figure shows one axis of 8 pixels, and a filter of 3. Each row is one output, and the dark
+# squares are the pixels that it sees. Light grey is padding.
 
 # %%
 def out_size(size, kernel, stride=1, padding=0, dilation=1):
@@ -189,7 +189,8 @@ axes[0].set_ylabel("output pixel");
 # shape (O, C/G, KH, KW), and there are G times fewer weights and multiplications. (ResNeXt uses 32 groups. With G
 # = C each channel has its own filter, "depthwise".)
 #
-# Now some real layers, for an image of 800 x 1216. A multiplication with its addition counts as one.
+# Now some real layers, for an image of 800 x 1216. (A *bottleneck* is a block of ResNet-50: 1x1, 3x3, 1x1; notebook
+# 03.) A multiplication with its addition counts as one.
 
 # %%
 layers = [
@@ -359,12 +360,13 @@ def seconds(function, repeats):
     return min(times)
 
 def about(number):
-    return f"{float(f'{number:.1g}'):,.0f}"               # one digit: timings are not more exact than that
+    number = float(f"{number:.1g}")                       # one digit: timings are not more exact than that
+    return f"{number:,.0f}" if number >= 1 else f"{number:g}"
 
 x = rng.standard_normal((1, 16, 28, 28)).astype(np.float32)
 w, b = rng.standard_normal((16, 16, 3, 3)).astype(np.float32), np.zeros(16, np.float32)
 multiplications = 16 * 16 * 9 * 26 * 26
-t_naive = seconds(lambda: conv_naive(x, w, b), 1)
+t_naive = 26 * seconds(lambda: conv_naive(x[:, :, :3], w, b), 10)          # one of the 26 output rows, times 26
 t_im2col = seconds(lambda: conv_im2col(x, w, b), 50)
 t_nprcnn = seconds(lambda: conv2d(x, w, b), 50)
 for name, t in (("seven loops", t_naive), ("im2col", t_im2col), ("nprcnn", t_nprcnn)):

@@ -106,7 +106,7 @@ for factor in (1, 2, 4):
           f"before them the gradient's is {backward[0]:.0e}")
 axes[0].set(title="forward: the signal", xlabel="layer", ylabel="mean square")
 axes[1].set(title="backward: the gradient", xlabel="layer")
-axes[0].legend();
+axes[1].legend(loc="upper right");
 
 # %% [markdown]
 # A factor of 2 a layer is a factor of $2^{30}$ in the end. So the first weights are drawn with variance $2 / n$
@@ -303,8 +303,8 @@ for count in (1, 3, 7, 15):
 # %% [markdown]
 # The numbers have standard deviation 1, so this is noise of a good part of the signal, and it shrinks with the
 # batch. Detectors train on large images, one or two for each GPU: too few. Therefore Mask R-CNN starts from a
-# backbone trained on ImageNet and **freezes** its batch norm: running statistics, `weight` and `bias` all become
-# constants. What is left is one scale and one shift a channel,
+# backbone trained on ImageNet (a million photographs, each with one of 1000 labels) and **freezes** its batch norm:
+# running statistics, `weight` and `bias` all become constants. What is left is one scale and one shift a channel,
 #
 # $$y = x \cdot a + b, \qquad a = \gamma / \sqrt{\sigma^2_{run} + \varepsilon}, \qquad b = \beta - \mu_{run}\,a,
 # \qquad dx = dy \cdot a .$$
@@ -488,7 +488,7 @@ def train(layers, shortcut, steps=250, width=16, rate=0.03):
             sizes = size
         _, first_dw, first_db = linear_backward(dh, first_cache)
         for k, g in enumerate([first_dw, first_db, dw, db] + block_gradients):
-            velocity[k] = 0.9 * velocity[k] + g           # SGD with momentum
+            velocity[k] = 0.9 * velocity[k] + g           # momentum: earlier gradients count as well
             everything[k] -= rate * velocity[k]           # in place: ends and blocks see it
     return losses, sizes
 

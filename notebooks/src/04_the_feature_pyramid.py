@@ -139,8 +139,8 @@ print(f"(d) the ResNet once, and the pyramid: {1 + pyramid / resnet:.2f} times t
 # Is a cell of P2 really better informed than one of C2? We ask the course's trained model. For each object take
 # the cell at its middle, on one map, and from its channels *alone* guess the object's class, with a linear
 # classifier (least squares). That is the *what*. For the *where*, guess for every cell from its channels
-# whether an object covers it, and take the IoU of guess and truth. First the features, of scenes that the model
-# has not seen:
+# whether an object covers it, and take the IoU of guess and truth: the cells that are in both over those that are
+# in at least one. First the features, of scenes that the model has not seen:
 
 # %%
 model = nprcnn.maskrcnn_tiny(weights="shapes")
@@ -213,7 +213,7 @@ for ax, values, title in zip(axes, (what, where), ("what: right classes", "where
 # P_i = \mathrm{conv}_{3 \times 3}(\text{inner}_i). \tag{1}$$
 #
 # There is no ReLU in it, and no norm (in the paper; torchvision's newer models have one). And $P_6$ is every
-# second cell of $P_5$. It came later, with anchors of 512 pixels.
+# second cell of $P_5$. It is not in the paper's figure: its section 4.1 adds it, for anchors of 512 pixels.
 
 # %%
 figure, axes = plt.subplots(figsize=(8, 3.6))
@@ -532,7 +532,8 @@ print(f"{weights / 1e6:.1f} million parameters; {lateral.sum() + output.sum():.1
 
 # %% [markdown]
 # Nothing in the pyramid is as expensive as making P2 a little smoother. What is it all worth? In the Mask R-CNN
-# paper (table 2a) a ResNet-50 gets a mask AP of 30.3 with one level (C4), and 33.6 with the pyramid.
+# paper (table 2a) a ResNet-50 gets a mask AP of 30.3 with one level (C4), and 33.6 with the pyramid. (AP, average
+# precision, is the usual mark for detectors, from 0 to 100: notebook 13.)
 #
 # ## Exercises
 #

@@ -36,7 +36,8 @@ rng = np.random.default_rng(0)
 course.where_we_are("anchors", "rpn", "box_head")
 
 # %% [markdown]
-# The arrays of this notebook. A anchors a cell, T anchors in all, n objects:
+# The arrays of this notebook. A anchors a cell, T anchors in all, n objects; N images, and for the box head R RoIs
+# and K classes:
 #
 # | array | shape | unit |
 # |---|---|---|
@@ -92,8 +93,8 @@ with np.errstate(divide="ignore"):
 #
 # $$w h = s^2, \quad h / w = r \qquad\Longrightarrow\qquad w = s / \sqrt r, \quad h = s \sqrt r . \tag{1}$$
 #
-# Multiply, divide, to see it. The corners are ±w/2, ±h/2, rounded to whole pixels (torchvision does that,
-# Detectron2 does not).
+# Multiply, divide, to see it. The corners are ±w/2, ±h/2, rounded to whole pixels. (Of two well-known libraries with
+# a Mask R-CNN, torchvision does that, and Detectron2, which followed the authors' own Detectron, does not.)
 
 # %%
 def one_cell(sizes, ratios):

@@ -162,6 +162,7 @@ for ax, (level, bins) in zip(axes, ((3, 7), (4, 7), (5, 7))):
         for j in range(bins):
             ax.add_patch(plt.Rectangle((left[j], top[i]), right[j] - left[j], bottom[i] - top[i],
                                        facecolor=course.BACKWARD, alpha=0.08, edgecolor="none"))
+    frame(ax, box, course.FORWARD)                        # once more, above the orange
     frame(ax, (left[0], top[0], right[-1], bottom[-1]), course.BACKWARD, "--", label="RoIPool sees")
 axes[0].set_ylabel("y in pixels")
 figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2);
@@ -185,7 +186,7 @@ for stride in (4, 8, 16, 32):
     print(f"{stride:6} {move.mean():11.2f} {stride / 4:11.2f} {move.max():14.2f} {stride / 2:13.2f}")
 
 # %% [markdown]
-# With a stride of 16, as in the C4 models of the paper, up to 8 pixels. "*This quantization introduces misalignments
+# With a stride of 16, as in the C4 models of the paper, up to 8 pixels. "*These quantizations introduce misalignments
 # between the RoI and the extracted features. While this may not impact classification, which is robust to small
 # translations, it has a large negative effect on predicting pixel-accurate masks*" (He et al. 2017, arXiv 1703.06870,
 # section 3). Section 8 measures that.
@@ -682,8 +683,8 @@ axes[0].legend(fontsize=8);
 # ### Exercise 1: what RoIPool looks at
 #
 # Section 1 drew the box that RoIPool looks at in orange. Write it as a function: `boxes` (R, 4) in pixels, `stride`
-# in pixels; return the boxes (R, 4), in pixels, that the cells cover which RoIPool takes into account (before it cuts
-# them into bins; do not clip to the image). All coordinates are at least 0.
+# in pixels. Return boxes (R, 4), in pixels too: for each RoI the area of the whole cells that RoIPool takes, from the
+# first to the last one (before it cuts them into bins; do not clip to the image). All coordinates are at least 0.
 #
 # <details><summary>Hint 1</summary>In cells: the first is round(x1 / stride), the last one is round(x2 / stride). Halves round up.</details>
 # <details><summary>Hint 2</summary>np.round rounds halves to the even number: np.round(2.5) is 2. np.floor(x + 0.5) rounds them up.</details>
@@ -788,7 +789,7 @@ check_sample_backward(sample_backward)
 # - As matrices: $Y = W_y F W_x^\top$, backward $dF = W_y^\top dY W_x$. RoIPool's gradient goes to the winners only.
 # - A moved RoI is a moved mask. That is why Mask R-CNN needed a new layer where Faster R-CNN did not.
 #
-# **Read next.** In this course: 09, the box head. In the code: `nprcnn/ops/roi_align.py` and
+# **Read next.** In this course: [09 The box head](09_the_box_head.ipynb). In the code: `nprcnn/ops/roi_align.py` and
 # `nprcnn/ops/roi_pool.py`. Elsewhere: He et al., *Mask R-CNN*, arXiv 1703.06870, section 3 and tables 2c and 2d;
 # Girshick, *Fast R-CNN*, arXiv 1504.08083, section 2.1; Jiang et al., *Precise RoI pooling* in arXiv 1807.11590,
 # section 3.3, which integrates where RoIAlign samples.

@@ -180,7 +180,7 @@ for column, (r, title) in enumerate(zip(shown, titles)):
     ax.set(title=f"RoI {r}: {title}", xticks=[], yticks=[])
     axes[1, column].barh(range(7), scores[r], color=["#808080"] + [course.FORWARD] * 6)
     axes[1, column].set(xlim=(0, 1), ylim=(6.6, -0.6), yticks=range(7), yticklabels=names if column == 0 else [],
-                        xlabel="probability")
+                        xlabel="probability", xticks=[0, 0.5, 1], xticklabels=["0", "1/2", "1"])
 for r in shown:
     print(f"RoI {r:2}: IoU with the nearest object {best_iou[r]:.2f}, "
           + ", ".join(f"{names[k]} {scores[r, k]:.2f}" for k in np.argsort(-scores[r])[:3]))

@@ -374,7 +374,7 @@ assert difference < 1e-3
 #
 # Semantic segmentation does it otherwise: at each pixel a **softmax** over the classes, and cross-entropy. Then a
 # pixel has one class, and the classes compete for it. Here are both losses for the same logits of the same RoI, and
-# their gradients in all seven maps:
+# their gradients in all seven maps. A step goes *against* the gradient: orange pushes a logit down, purple pushes it up.
 
 # %%
 s = int(np.flatnonzero(labels == names.index("star"))[0])
@@ -635,7 +635,8 @@ check_deconv_2x2(deconv_2x2)
 # ### Exercise 2: the softmax loss, backward
 #
 # At each pixel the class is the RoI's where the target is at least 1/2, and 0 elsewhere; the loss is the mean
-# cross-entropy of all pixels. Write its gradient, z (S, K, m, m) → dz (S, K, m, m).
+# cross-entropy of all pixels. Write its gradient, z (S, K, m, m) → dz (S, K, m, m), times `dy`, the number that comes
+# from above (notebook 01).
 #
 # <details><summary>Hint 1</summary>Notebook 09: the gradient of cross-entropy is p − [k = u], here at each pixel, with the pixel's own u.</details>
 # <details><summary>Hint 2</summary>p = softmax(z, axis=1). The pixels' classes u are (S, m, m); a comparison of u[:, None] with np.arange(K)[:, None, None] is (S, K, m, m).</details>

@@ -63,7 +63,7 @@ image, target = source[64]
 model = nprcnn.maskrcnn_tiny(weights="shapes").astype(np.float64)
 trace = Trace()
 losses, cache = model.losses([image], [target], np.random.default_rng(0), trace=trace)
-decisions = cache.decisions
+decisions = cache.decisions                               # which anchors and RoIs were drawn, matched, ...: section 5
 for name, value in losses.items():
     print(f"{name:17} {value:.4f}")
 print(f"{'sum':17} {sum(losses.values()):.4f}")
@@ -72,12 +72,15 @@ print(f"sampled: {len(decisions.anchor_positive[0])} + {len(decisions.anchor_neg
       f"{np.count_nonzero(roi_labels)} + {np.count_nonzero(roi_labels == 0)} RoIs (positive + negative)")
 
 fresh = nprcnn.maskrcnn_tiny().astype(np.float64)         # random weights
-first, _ = fresh.losses([image], [target], np.random.default_rng(0))
+random_trace = Trace()
+first, _ = fresh.losses([image], [target], np.random.default_rng(0), trace=random_trace)
 print("with random weights:", ", ".join(f"{name.removeprefix('loss_')} {value:.2f}" for name, value in first.items()))
+print(f"  and the mask logits have a mean size of {np.abs(random_trace['roi_heads.mask_logits']).mean():.1f}")
 
 # %% [markdown]
 # With random weights the objectness loss is log 2 = 0.69 and the class loss about log 7 = 1.95: every answer is as
-# likely as any other. In the trained model the second stage pays most, because its questions are finer.
+# likely as any other. The mask loss is far above log 2, because its random logits are large: about half of them are
+# wrong, and each is sure of itself. In the trained model the second stage pays most, because its questions are finer.
 #
 # ## 2  One backward pass, by hand
 #
@@ -195,9 +198,9 @@ draw_gradients(trace.grad)
 #
 # - **P2 has most of it**, and the further up, the less: our objects are small, so their RoIs and positive anchors are
 #   on P2 and P3 (notebook 00: the level of an RoI is chosen by its size).
-# - **C5 has as much as any, although P5 has next to nothing.** From where? The pyramid's top-down path (dotted): P2 is made of
-#   C2 *and* the enlarged sum above it, and so on up to C5. To prove it we send back one level's gradient at a time,
-#   with all others set to 0.
+# - **C5 has half as much as C2, although P5 has next to nothing.** From where? The pyramid's top-down path
+#   (dotted): P2 is made of C2 *and* the enlarged sum above it, and so on up to C5. To prove it we send back one level's
+#   gradient at a time, with all others set to 0.
 
 # %%
 counts = np.bincount(decisions.levels[0], minlength=4)
@@ -237,8 +240,8 @@ for ax, name, short in zip(axes.ravel()[1:], LOSSES, SHORT):
 # %% [markdown]
 # The RPN's losses speak in a few cells, where sampled anchors are not yet right. The heads' losses speak in the whole
 # of each RoI, through RoIAlign; where many RoIs overlap, they add up. Outside the RoIs the second stage is silent.
-# All five agree on where the trouble is: the small triangle on top of the large star. The ring beside it is hardly
-# heard.
+# All five agree on where the trouble is: the small triangle on top of the large star. (The box loss has a second place,
+# the ring that the border of the image cuts off.) The whole ring is hardly heard.
 #
 # Now the numbers. Norms do not add up: two gradients may point against each other. What does add up is the *share* of
 # loss $l$ in the whole, its part along the sum $g = \sum_l g_l$:
@@ -258,12 +261,12 @@ shares = np.array([shares_naive([traces[name].grad[stage] for name in LOSSES]) f
 assert np.abs(shares.sum(axis=1) - 1).max() < 1e-12
 figure, axes = plt.subplots(1, 2, figsize=(9.4, 3.2), width_ratios=[1.25, 1])
 course.show_matrix(axes[0], shares.T.round(2), "share of each loss", text="{:.2f}", limit=1)
-axes[0].set(xticks=range(len(names)), xticklabels=names, yticks=range(5), yticklabels=SHORT)
+axes[0].set(xticks=range(len(names)), xticklabels=names, xlabel="stage", yticks=range(5), yticklabels=SHORT)
 axes[0].tick_params(length=0)
 norms = np.array([[np.linalg.norm(traces[name].grad[stage]) for stage in stages] for name in LOSSES])
 for row, short in zip(norms, SHORT):
     axes[1].semilogy(range(len(names)), np.where(row > 0, row, np.nan), "o-", markersize=4, linewidth=1, label=short)
-axes[1].set(xticks=range(len(names)), xticklabels=names, ylabel="norm of the gradient", title="norms")
+axes[1].set(xticks=range(len(names)), xticklabels=names, xlabel="stage", ylabel="norm of the gradient", title="norms")
 figure.legend(*axes[1].get_legend_handles_labels(), loc="outside lower center", ncols=5, fontsize=9)
 print("stage by stage, the two largest shares:")
 for stage_name, row in zip(names, shares):
@@ -604,7 +607,7 @@ check_two_level_backward(two_level_backward)
 # - The four rules are all that a branching backward needs.
 # - One random direction, decisions frozen, float64: the whole model is checked to eight digits.
 #
-# **Read next.** In this course: 12, training, and what goes wrong. In the code: `MaskRCNN.losses` and
+# **Read next.** In this course: [12 Training, and what goes wrong](12_training.ipynb). In the code: `MaskRCNN.losses` and
 # `MaskRCNN.backward` in `nprcnn/models/mask_rcnn.py`, which you can now read from top to bottom; `Decisions` in
 # `nprcnn/models/decisions.py`. Elsewhere: Ren et al., *Faster R-CNN*, arXiv 1506.01497, section 3.2; Dai, He and Sun,
 # *Instance-aware semantic segmentation via multi-task network cascades*, arXiv 1512.04412, which does send a gradient

@@ -40,7 +40,8 @@ course.where_we_are("resnet", "fpn", "rpn", "mask_head")
 # ## 1  What there is to compute
 #
 # The layers of `maskrcnn_resnet50_fpn` for one image of 800 x 1216 with 100 detections, by kind. A layer of
-# O filters (C, K, K) on a map of H x W outputs takes O · C · K² · H · W multiplications (with their additions).
+# O filters (C, K, K) on a map of H x W outputs takes O · C · K² · H · W multiplications (with their additions). A
+# billion is 10⁹ here.
 
 # %%
 def multiplications(c, o, k, h, w, n=1):
@@ -66,15 +67,16 @@ for size in sizes:
 total["3x3, stride 1"] += 4 * multiplications(256, 256, 3, 14, 14, n=100)   # mask head
 total["1x1, stride 1"] += multiplications(256, 91, 1, 28, 28, n=100)
 for kind, count in total.items():
-    print(f"{kind:15} {count / 1e9:6.1f} thousand million multiplications, {count / sum(total.values()):4.0%}")
+    print(f"{kind:15} {count / 1e9:6.1f} billion multiplications, {count / sum(total.values()):4.0%}")
 
 # %% [markdown]
 # If a layer is worth thinking about, it is a 3x3 with stride 1.
 #
 # ## 2  A ladder
 #
-# One such layer, small enough to wait for, in five ways. The rate is what the layer *needs* (two operations for each
-# multiplication with its addition) over the time it takes, so that a higher number is a faster layer.
+# One such layer, small enough to wait for, in six ways. The rate is what the layer *needs* (two operations for each
+# multiplication with its addition) over the time it takes, so that a higher number is a faster layer. The unit is
+# GFLOP/s, a billion floating-point operations a second.
 
 # %%
 def seconds(function, repeats=4):
@@ -185,16 +187,17 @@ axes[1].set(xlim=0, title="the same, not logarithmic")
 axes[1].text(peak, -0.85, "a large matrix product ", ha="right", va="center", fontsize=9);
 
 # %% [markdown]
-# Compiled code is thousands of times as fast as Python's loops. im2col gains again, because a matrix product
+# Compiled loops are hundreds of times as fast as Python's. im2col gains again, because a matrix product
 # uses each number it loads many times, eight in one instruction. The dashed line is the rate of a large
 # matrix product on the machine that ran this notebook: no algorithm that *does all the multiplications* gets past
 # it. (Your bars will differ, with your processor and with what else it is doing.)
 #
 # ## 3  Blocks: memory is slower than arithmetic
 #
-# A processor core with AVX2 does up to 32 operations in a clock tick: two instructions, eight numbers each, multiply
-# and add. A number from the L1 cache takes about 4 ticks to arrive, from L2 about 14, from L3 about 50, from memory
-# some 200 to 300. So what counts is how often a number is used once it is there.
+# A processor core with AVX2 (instructions for eight float32 at once) does up to 32 operations in a clock tick: two
+# instructions, eight numbers each, multiply and add. A number from the L1 cache takes about 4 ticks to arrive, from L2
+# about 14, from L3 about 50, from memory some 200 to 300. So what counts is how often a number is used once it is
+# there.
 #
 # im2col writes nine copies of the map. For 256 channels of 200 x 304 that is 560 MB, where input and output have 62 each.
 # In blocks, some rows' columns are made, multiplied, and overwritten by the next. How large should a block be?
@@ -320,7 +323,8 @@ for ax, matrix, title, xlabel, ylabel in ((axes[0], BT, "$B^T$", "input d", "pro
 # The result has degree 3, so its values at **four** points determine it. And the value at a point is *one* product: the
 # value of the first factor there times the value of the second. So: evaluate both factors at four points, take four
 # products, and interpolate. (This is how long numbers are multiplied fast: Toom and Cook.) As points take 0, 1, −1, and
-# "infinity", which means the highest coefficient.
+# "infinity", which means the highest coefficient. At $z = 1$, for example, the product is $(a_0 + a_1)(g_0 + g_1 + g_2)$:
+# the sum of $g$ in $m_1$ above, but for its ½.
 #
 # - evaluating the filter: a matrix, **G** up to a factor a row;
 # - evaluating the other factor: a matrix **A**;
@@ -471,7 +475,7 @@ for name, e in errors.items():
     print(f"{name:9} {np.abs(e).max() / largest:.1e} of the largest output")
 
 # %% [markdown]
-# F(2x2) rounds hardly more than im2col; F(4x4) ten times as much and more (up to 1.6e-5 of the largest output with more
+# F(2x2) rounds about as much as im2col; F(4x4) about ten times as much (up to 1.6e-5 of the largest output with more
 # channels: `python -m nprcnn.kernels.cpu.conv_errors` prints the table). The points of F(6x6) include ½ and −½, which are
 # kind; but with F(8x8) one needs 4 and −4, and float32 is at its end. Each step also gains less: nine times fewer is the
 # most there is.
@@ -594,7 +598,8 @@ for name, x_shape, w_shape in (("bottleneck, 64", (1, 64, 200, 304), (64, 64, 3,
 
 # %% [markdown]
 # For the record, all 81 convolutions of `maskrcnn_resnet50_fpn` at 800 x 1216, with bias and ReLU, one thread on an x86-64
-# server with AVX2, processor time, PyTorch 2.13 (oneDNN, direct convolution) in the same process in turns:
+# server with AVX2, processor time, PyTorch 2.13 (oneDNN, direct convolution) in the same process in turns. This table is
+# from an earlier run; no cell of this notebook computes it, and its times do not compare with those above.
 #
 # | kind | layers | nprcnn | PyTorch | ratio |
 # |---|---|---|---|---|
@@ -665,8 +670,8 @@ check_tiles_backward(tiles_backward)
 # - im2col does all the multiplications, so a matrix product's rate is its ceiling.
 # - Winograd takes $(m + 2)^2$ products for $m^2$ outputs: evaluate at points, multiply, interpolate. F(4x4, 3x3) takes a
 #   quarter.
-# - It pays with rounding: ten to forty times that of im2col for F(4x4), hardly more than im2col's for F(2x2), and it
-#   spreads over a tile.
+# - It pays with rounding: about ten times that of im2col for F(4x4), more with many channels, and about im2col's own
+#   for F(2x2); and it spreads over a tile.
 # - Backward goes through the transposes of the same matrices, at the same saving.
 # - The rest is where numbers lie in memory: blocks, tiles in the last axis, a fused end.
 #

@@ -38,7 +38,7 @@ course.where_we_are("roi_align")
 # |---|---|---|
 # | kernel | the function that every thread runs | `roi_align` |
 # | thread | one call of it; knows its `threadIdx` and `blockIdx` | one number of y |
-# | block | threads that run on one multiprocessor, share fast memory, and can wait for each other | 256 threads |
+# | block | threads that run on one multiprocessor (a GPU has dozens), share fast memory, and can wait for each other | 256 threads |
 # | grid | all blocks; in no order | as many as y needs |
 # | warp | 32 neighbouring threads of a block, its *lanes*, that do each step together | |
 #
@@ -93,9 +93,10 @@ if compiler:
         print(f"{access.file}:{access.line}  {access.kind:5} {access.memory}[{access.index}]")
 
 # %% [markdown]
-# Thread 24 is bin (3, 3) of RoI 0 and channel 0: 24 = 3 · 7 + 3, the middle of the 7 x 7. It reads the RoI's four numbers and its image,
-# then 2 x 2 samples of four pixels each, and writes one number. In the picture on the left, the pixels that it
-# reads; on the right, those of its whole warp *in one step*: the 32 lanes at the first load of their first sample.
+# Thread 24 is bin (3, 3) of RoI 0 and channel 0: 24 = 3 · 7 + 3, the middle of the 7 x 7. It reads the RoI's four
+# numbers and its image, then 2 x 2 samples of four pixels each, and writes one number. The orange frame is the RoI. In
+# it, on the left, the pixels that the thread reads; on the right, those of its whole warp *in one step*: the 32 lanes
+# at the first load of their first sample.
 
 # %%
 if compiler:

@@ -174,7 +174,7 @@ print(cuda_source("nms_v1_bitmask.cu", "// Row i, word c"))
 # `ULL` makes the 1 a number of 64 bits; section 6 shows what happens without it. The division is not needed for the
 # comparison (inter > limit · union would do), but it rounds as NumPy does: a box whose IoU lies within a rounding
 # error of the threshold must not stay on one machine and go on another. For the same reason this file is compiled
-# without fused multiply-add.
+# without fused multiply-add (one instruction for a · b + c, which rounds once where two instructions round twice).
 #
 # The walk is one block. All its threads walk together; each has every 64th word of `removed`.
 
@@ -294,8 +294,8 @@ print(cuda_source("nms_v2_groups.cu", 'extern "C" __global__ void nms_reduce'))
 
 # %% [markdown]
 # The second gain is in `starts` and `blockIdx`: groups. The levels of the pyramid, or 80 classes, are independent
-# walks, so each gets a block of its own, in *one* launch. To count barriers, we patch a counter into the kernels'
-# text: nothing forbids that.
+# walks, so each gets a block of its own, in *one* launch (one start of a kernel from the host). To count barriers, we
+# patch a counter into the kernels' text: nothing forbids that.
 
 # %%
 def count_barriers(file, arguments, words):

@@ -71,9 +71,9 @@ print(f"{numbers:,} numbers come in or go out, so {products / numbers:.0f} multi
 #
 # A is w as it lies in memory, and $B_{k,q}$ is the pixel that tap k of output q meets.
 #
-# im2col (Chellapilla et al. 2006) builds B, which is KH · KW times as large as x. An **implicit GEMM** (cuDNN:
-# Chetlur et al. 2014, arXiv 1410.0759, section 3) only *works out where* $B_{k,q}$ *lies in x*, whenever it needs
-# it. Naive, to step through:
+# im2col (Chellapilla et al. 2006) builds B, which is KH · KW times as large as x. An **implicit GEMM** (a general
+# matrix multiplication; cuDNN: Chetlur et al. 2014, arXiv 1410.0759, section 3) only *works out where* $B_{k,q}$ *lies
+# in x*, whenever it needs it. Naive, to step through:
 
 # %%
 def pixel(x, k, q, out_h, out_w, kernel=3):
@@ -237,8 +237,9 @@ print(numba_source("conv2d.py", "conv2d_v2"))
 # ## 5  Version 3: registers
 #
 # Now every multiplication takes two loads from *shared* memory. The same idea again, one storey up: a thread
-# computes 4 x 4 results. For each k it loads 4 numbers of A and 4 of B into registers and multiplies each with
-# each, 8 loads for 16 products. A block's tile grows to 64 x 64.
+# computes 4 x 4 results. For each k it loads 4 numbers of A and 4 of B into registers (the few numbers that a thread
+# has for itself, faster than any memory) and multiplies each with each, 8 loads for 16 products. A block's tile
+# grows to 64 x 64.
 
 # %%
 print(cuda_source("conv2d_v3_registers.cu", "    real sum[EACH][EACH]", "    }"))
@@ -411,9 +412,9 @@ if compiler:
 #
 # ### Exercise 1: a matrix that is not there
 #
-# Where does $B_{k,p}$ lie in x (N, C, H, W)? k counts the taps (c, i, j), p the output's pixels (n, oy, ox), each
-# with the last one fastest. Return the position in x counted flat, ((n · C + c) · H + iy) · W + ix, or −1 if the
-# tap lies in the padding. OH and OW are the output's sizes.
+# Where does $B_{k,p}$ lie in x (N, C, H, W)? k counts the taps (c, i, j), p the output's pixels (n, oy, ox), each with
+# the last one fastest. (p is the q of equation 2, and oy, ox are its h, v.) Return the position in x counted flat,
+# ((n · C + c) · H + iy) · W + ix, or −1 if the tap lies in the padding. OH and OW are the output's sizes.
 #
 # <details><summary>Hint 1</summary>As with thread numbers: first take k and p apart, with quotients and remainders.</details>
 # <details><summary>Hint 2</summary>Tap i of output row oy meets row oy · stride + i − padding.</details>

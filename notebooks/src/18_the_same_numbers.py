@@ -134,7 +134,8 @@ for name in list(state)[::14]:
 #
 # `same_numbers.npz` was written by a script that uses torchvision 0.29
 # ([tests/reference/make_same_numbers.py](../tests/reference/make_same_numbers.py)). It builds torchvision's Mask R-CNN
-# in this shape, loads the weights by name, attaches a hook to every stage, and runs one of our built-in scenes through
+# in this shape, loads the weights by name, attaches a hook to every stage (a function that PyTorch calls with the stage's
+# output), and runs one of our built-in scenes through
 # it, in float64. The stages are stored under the names of `nprcnn.trace`.
 
 # %%
@@ -518,7 +519,7 @@ for (norm, dtype), colour in zip(apart, (course.FORWARD, course.GREEN, course.BA
     ax.hist(np.maximum(apart[norm, dtype], 2e-17), bins, color=colour, alpha=0.8, label=f"{norm} norm, {dtype.__name__}")
 ax.set(xscale="log", xlabel="|a - b| / |b| of a parameter's gradient", ylabel="parameters",
        title="the same training step, channels added up forwards and backwards")
-ax.legend();
+ax.legend(loc="upper center");
 
 # %% [markdown]
 # Read the table as a set of rules for your own work:

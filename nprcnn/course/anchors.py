@@ -22,6 +22,8 @@ def check_make_anchors(yours):
 
     mistakes = [
         (lambda *a: right(*a, invert=True), "flat and tall are exchanged. The ratio is height / width: w = s / sqrt(r)."),
+        (lambda size, ratios, *a: right(size, np.square(ratios), *a),
+         "the square root is missing: w = s / sqrt(r), h = s sqrt(r). Now h / w is the ratio squared."),
         (lambda *a: right(*a, area=False), "the areas differ. Both sides change with the ratio: w = s / sqrt(r), h = s sqrt(r)."),
         (lambda *a: right(*a, round=lambda corners: corners), "the corners of the cell's anchors are not rounded."),
         (lambda *a: right(*a, half=0.5),
@@ -85,6 +87,8 @@ def check_decode_backward(yours):
          "the first bug is still there: x = x_a + d_x w_a moves with d_x by the *anchor's* width, and not by the box's."),
         (lambda d, c: right(d, c, limit=False),
          "the second bug is still there: above the limit d_w has no effect on the box, so its gradient is 0 there."),
+        (lambda d, c: right(d, (*c[:3], *(c[k] * np.exp(c[0][:, k + 1]) for k in (1, 2))), limit=False),
+         "the limit is missing: beyond it w does not grow any more with d_w, so the gradient of d_w is 0 there."),
         (lambda d, c: right(d, c, place=2), "d_x and d_y lack a factor: x moves by w_a for each d_x."),
         (lambda d, c: right(d, c, half=1.0), "d_w and d_h are twice too large: w moves x1 and x2 by half of it each."),
         (lambda d, c: right(d, c, sign=-1), "d_w and d_h have the wrong sign: a wider box has a smaller x1 and a larger x2."),

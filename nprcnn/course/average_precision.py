@@ -49,7 +49,7 @@ def check_mask_iou(yours):
 def check_match_voc(yours):
     """match_voc(iou (D, G), difficult (G,) bool, threshold) -> (D,) int: 1 right, 0 wrong, -1 not counted."""
     def right(iou, difficult, threshold, next_free=False, once=True, if_difficult=-1, enough=np.greater_equal,
-              drop_all=False):
+              drop_all=False, claim=False):
         answer, taken = np.zeros(len(iou), int), np.zeros(iou.shape[1], bool)
         for d, row in enumerate(iou):
             row = np.where(taken, -1, row) if next_free else row
@@ -57,7 +57,8 @@ def check_match_voc(yours):
                 continue
             g = row.argmax()
             if difficult[g]:
-                answer[d] = if_difficult
+                answer[d] = 0 if claim and taken[g] else if_difficult
+                taken[g] = claim
             else:
                 answer[d] = not (taken[g] and once)
                 if drop_all and taken[g]:
@@ -74,6 +75,8 @@ def check_match_voc(yours):
         (lambda *a: right(*a, if_difficult=1), "a difficult target counts as a hit. It must not count at all: -1."),
         (lambda *a: right(*a, if_difficult=0),
          "a detection of a difficult target counts as wrong. It must not count at all: -1."),
+        (lambda *a: right(*a, claim=True),
+         "only the first detection of a difficult target is left out. Any number of them do not count: -1 each."),
         (lambda *a: right(*a, enough=np.greater), "an IoU equal to the threshold is enough: >=, not >."),
         (lambda iou, difficult, t: right(iou, difficult & False, t), "difficult has no effect."),
         (lambda iou, difficult, t: right(iou, difficult, 0.5) if t != 0.5 else None,

@@ -46,6 +46,9 @@ def check_pyramid_backward(yours):
     def add_once(a, place, values):
         a[place] += values
 
+    def every_second(a, place, values):
+        a += values[:, :, ::2]
+
     mistakes = [
         (lambda dy, c: right(dy, c, spread=add_once),
          "the bug is still there: of two gradients that go to the same place one is lost. Which line has an index that "
@@ -53,6 +56,8 @@ def check_pyramid_backward(yours):
         (lambda dy, c: right(dy, c, np.ndarray.__setitem__),
          "dinner is overwritten where the upsampling's gradient should be added to what is there."),
         (lambda dy, c: right(dy, c, lambda *nothing: None), "the path through the upsampling is missing."),
+        (lambda dy, c: right(dy, c, every_second),
+         "each entry of inner was copied to two places of p4, and only the gradient of the first comes back."),
         (lambda dy, c: right(dy, c, p6=0), "the path through p6 is missing (slice -> scatter-add)."),
         (lambda dy, c: right(dy, c, p5=np.arange(c[0].shape[2]) % 2),
          "p6's gradient replaces p5's at every second place. inner went to both, so they add up (fan-out -> sum)."),

@@ -20,6 +20,10 @@ def check_pick_boxes(yours):
         low = centres if corner else centres - new / 2
         return np.concatenate([low, low + new], axis=1)
 
+    def centre_and_sides(*a):
+        low, high = np.split(right(*a), 2, axis=1)
+        return np.concatenate([(low + high) / 2, high - low], axis=1)
+
     mistakes = [
         (lambda *a: right(*a, divide=False), "the weights are not used: divide the deltas by them first."),
         (lambda *a: right(*a, divide="times"),
@@ -34,6 +38,9 @@ def check_pick_boxes(yours):
         (lambda *a: right(*a, exp=lambda x: 1 + x), "dw and dh are logarithms: the side is multiplied by exp(dw)."),
         (lambda *a: right(*a, corner=True),
          "the corner is moved. dx and dy move the centre, and the sides grow about it."),
+        (lambda *a: right(*a) - np.tile((a[0][:, 2:] - a[0][:, :2]) / 2, 2),
+         "dx and dy move the centre, and x1 and y1 are taken for it. The centre is x1 + w / 2."),
+        (centre_and_sides, "it is centre, width and height. Corners are wanted: x - w / 2, ..., x + w / 2."),
         (lambda *a: right(*a, side=1), "dx and dy are relative: times the width and height of the RoI."),
     ]
     rng = np.random.default_rng(41)
@@ -87,6 +94,9 @@ def check_sample_losses_backward(yours):
          "it arrives at the class before: the background has a slice of its own, class 0."),
         (lambda dy, c: (None, right(dy, c, cut=False)[1]),
          "the slope of smooth L1 ends at 1 and -1: np.clip(e / beta, -1, 1)."),
+        (lambda dy, c: (None, np.sign(right(dy, c)[1]) * abs(dy[1]) / len(c[2])),
+         "the slope is 1 or -1 everywhere. Below beta smooth L1 is a parabola: np.clip(e / beta, -1, 1)."),
+        (lambda dy, c: right(dy[::-1], c), "dclass and dbox are exchanged: dclass scales dz, dbox scales dd."),
         (lambda dy, c: right(dy, c, scale=False), "dclass and dbox are missing: what follows a loss may scale it."),
     ]
     rng = np.random.default_rng(42)
@@ -109,12 +119,12 @@ def small_head_forward(x, w6, w7, wc, wb):
 
 def check_small_head_backward(yours):
     """small_head_backward((dz, dd), cache) -> dx, dw6, dw7, dwc, dwb of the head in exercise 3 of notebook 09."""
-    def right(dy, cache, gate6="h6", gate7=True, both=(1, 1), mean=False):
+    def right(dy, cache, gate6="h6", gate7=True, both=(1, 1), mean=False, turn7=True, through7=True):
         dz, dd = dy
         x, w6, h6, w7, h7, wc, wb = cache
         dh7 = both[0] * dz @ wc + both[1] * dd @ wb
         da7 = dh7 * (h7 > 0) if gate7 else dh7
-        dh6 = da7 @ w7
+        dh6 = da7 @ (w7 if turn7 else w7.T) if through7 else dh7
         da6 = dh6 * ((h6 if gate6 == "h6" else h7) > 0) if gate6 else dh6
         by = len(x) if mean else 1
         return da6 @ w6, da6.T @ x / by, da7.T @ h6 / by, dz.T @ h7 / by, dd.T @ h7 / by
@@ -128,6 +138,8 @@ def check_small_head_backward(yours):
          "the path through the deltas is missing: h7 feeds both sisters (fan-out -> sum)."),
         (lambda dy, c: right(dy, c, both=(0, 1)),
          "the path through the logits is missing: h7 feeds both sisters (fan-out -> sum)."),
+        (lambda dy, c: right(dy, c, turn7=False), "w7 is transposed: h7 = h6 w7.T forward, so dh6 = da7 w7 backward."),
+        (lambda dy, c: right(dy, c, through7=False), "fc7 is passed by: dh7 is used where dh6 is meant."),
         (lambda dy, c: right(dy, c, mean=True),
          "the weights' gradients are means over the RoIs. They are sums: any mean is in dz and dd already."),
     ]

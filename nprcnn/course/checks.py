@@ -67,13 +67,15 @@ def _try(yours, reference, args, outputs, mistakes):
         return "unsolved"
     except Exception as error:     # whatever the student's code raises is shown, not raised
         return _describe_error(error, yours)
+    if isinstance(got, list) and len(outputs) == 1 and len(got) and not np.ndim(got[0]):
+        got = (got,)               # a list of numbers is as good as an array
     got = tuple(got) if isinstance(got, (tuple, list)) else (got,)
     if all(value is None or value is ... for value in got):
         return "unsolved"
     if len(got) != len(outputs):
         return f"  It returns {len(got)} and should return {len(outputs)}: {', '.join(outputs)}."
     if any(a.tobytes() != b.tobytes() for a, b in zip(_arrays(args), _arrays(given))):
-        return ("  It writes into one of its arguments, which others may still need: the same dy goes to every branch.\n"
+        return ("  It writes into one of its arguments, which others may still need: a dy, for one, goes to every branch.\n"
                 "Why, perhaps: an operation in place on an argument, or on a slice of one. Copy it first.")
     want = _tuple(reference(*args))
     wrong_answers = [(_tuple(wrong(*args)), text) for wrong, text in mistakes]
@@ -122,18 +124,30 @@ def _pattern(got, want):
         for axis in range(got.ndim):
             if _agree(got.sum(axis=axis), want):
                 return f"the sum over axis {axis} is missing: what serves every entry there collects all their gradients."
-        return "it is transposed." if _agree(got.T, want) else "write down the shape of every factor and of the result."
+        if _agree(got.T, want):
+            return "it is transposed."
+        if got.size == want.size and _agree(got.reshape(want.shape), want):
+            return f"the numbers are right, in another shape: reshape to {want.shape}."
+        return "write down the shape of every factor and of the result."
     if not np.isfinite(got).all():
         return "a number is not finite: look for an exp that overflows, a log(0), a division by 0."
     factor = np.sum(got * want) / np.sum(want * want)
-    if factor and _agree(got, factor * want):
+    telling = got.size > 1 or np.isfinite(factor) and _simple(factor)     # one number alone is always some multiple of another
+    if factor and telling and _agree(got, factor * want):
         return "the sign is wrong." if _agree(got, -want) else f"it is {factor:.4g} times the right answer."
     bad = np.abs(got - want) > TOLERANCE * np.abs(want).max()
     if got.ndim >= 2 and min(got.shape[-2:]) > 2 and not bad[..., 1:-1, 1:-1].any():
         return "only the border is wrong: look at the padding and at the first and last index."
     if not got[bad].any():
         return "the wrong numbers are all 0: something never arrives there."
-    return "none of the usual mistakes. Try one channel and three pixels, and compare number by number."
+    if not got.ndim:
+        return "none of the usual mistakes. Work this one case out by hand, and print each step of yours beside it."
+    return "none of the usual mistakes. Try the smallest input you can think of, and compare number by number."
+
+
+def _simple(factor):
+    """Is it a small whole number, or one over one?"""
+    return any(abs(f - round(f)) < 1e-9 and 1 <= abs(round(f)) <= 16 for f in (factor, 1 / factor if factor else 0.0))
 
 
 def _describe_error(error, function):

@@ -16,12 +16,20 @@ def check_receptive_field(yours):
             step *= stride if strides else 1
         return size
 
+    def from_the_end(layers):
+        size = 1
+        for kernel, stride, dilation in layers:
+            size = (size - 1) * stride + (kernel - 1) * dilation + 1
+        return size
+
     mistakes = [
         (lambda layers: right(layers, strides=False),
          "the strides have no effect. After a layer of stride s, neighbours are s times as far apart in the image."),
         (lambda layers: right(layers, early=True),
          "a layer's own stride widens the layers after it, not itself: add to the size first, then multiply the step."),
         (lambda layers: right(layers, dilations=False), "the dilation has no effect: k pixels d apart span (k - 1) d + 1."),
+        (from_the_end,
+         "that rule walks from the last layer to the first. From the first on, keep how far apart neighbours lie."),
         (lambda layers: sum(kernel for kernel, _, _ in layers), "a kernel of k adds k - 1 pixels to the one already there."),
         (lambda layers: right(layers) - 1, "one too few: before any layer, an output sees 1 pixel, itself."),
     ]

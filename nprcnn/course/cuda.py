@@ -60,6 +60,8 @@ def check_sectors(yours):
         (lambda a, size: -(-len(a) * size // 32), "that is how many sectors the bytes would fill if they lay side by side. Where do they lie?"),
         (lambda a, size: (a.max() + size - 1) // 32 - a.min() // 32 + 1,
          "sectors between the lowest and the highest address that no lane touches are not fetched."),
+        (lambda a, size: len(np.unique(np.concatenate([a // 32, (a + size) // 32]))),
+         "the last byte of a number that begins at a is a + size - 1. Byte a + size belongs to the next number."),
         (lambda a, size: len(np.unique(a // 128)), "a sector has 32 bytes; 128 is a line of the cache, four sectors."),
     ]
     lanes = np.arange(32)
@@ -99,6 +101,10 @@ def check_place(yours):
          "what is left over goes to the index that runs faster; this one needs the quotient."),
         (lambda k, C, OH, OW: (k // (C * OH * OW), k // (OH * OW), k // OW, k),
          "the remainder is missing: an index begins again when the one before it moves on."),
+        (lambda k, C, OH, OW: (None, k // (C * OH), k // OH % OH, None),
+         "count what one step of this index is worth: as many threads as all the indices behind it have together."),
+        (lambda k, C, OH, OW: (k % C, k // C % OH, k // (C * OH) % OW, k // (C * OH * OW)),
+         "the order is turned round: the last index, j, runs fastest, and r slowest."),
         (lambda k, C, OH, OW: (k // (C * OH * OW), k // (OH * OW) % C, k // OH % OW, k % OH), "j, the last index, runs fastest, from 0 to OW - 1."),
         (lambda k, C, OH, OW: (k % (k + 1), k // (k + 1), k // (k + 1), k // (k + 1)), "all threads of one RoI have the same r."),
     ]

@@ -45,7 +45,7 @@ def check_place_in_x(yours):
     Counted flat in x (N, C, H, W); -1 in the padding.
     """
     def right(k, p, C, H, W, KH, KW, OH, OW, stride, padding,
-              channel_first=True, image=True, shift=-1, step=True, guard=2, size=True):
+              channel_first=True, image=True, shift=-1, step=True, guard=2, size=True, across=True):
         c, i, j = (k // (KH * KW), k // KW % KH, k % KW) if channel_first else (k % C, k // C // KW, k // C % KW)
         if not size:
             OH, OW = H, W
@@ -53,7 +53,7 @@ def check_place_in_x(yours):
         iy, ix = (out * (stride if step else 1) + tap + shift * padding for out, tap in ((oy, i), (ox, j)))
         if guard and not 0 <= iy < H or guard > 1 and not 0 <= ix < W:
             return -1
-        return ((n * image * C + c) * H + iy) * W + ix
+        return ((n * image * C + c) * H + iy) * W + ix if across else ((n * C + c) * W + iy) * H + ix
 
     mistakes = [
         (lambda *a: right(*a, channel_first=False),
@@ -70,6 +70,7 @@ def check_place_in_x(yours):
          "in the padding there is no pixel: return -1 there, else a neighbouring row is read."),
         (lambda *a: right(*a, guard=1),
          "rows are tested, columns are not: left of column 0 lies the end of the row before."),
+        (lambda *a: right(*a, across=False), "a row of x has W numbers, and an image has H rows: H and W have changed places."),
         (lambda *a: right(*a, size=False), "p counts pixels of the output, OW in a row, not of the input."),
     ]
     cases = []
@@ -112,8 +113,10 @@ def check_smallest_pad(yours):
 
 def check_grad_x_thread(yours):
     """grad_x_thread(c, iy, ix, dy (O, OH, OW), w (O, C, KH, KW), stride, padding) -> dx[c, iy, ix]."""
-    def answer(c, iy, ix, dy, w, stride, padding, whole=(1, 1), inside=(True, True), turn=1, swap=False, shift=1):
+    def answer(c, iy, ix, dy, w, stride, padding, whole=(1, 1), inside=(True, True), turn=1, swap=False, shift=1, late=False):
         total = 0.0
+        if late:
+            whole = 0, 0
         for o in range(len(dy)):
             for i in range(w.shape[2]):
                 up = iy + shift * padding - i
@@ -122,6 +125,8 @@ def check_grad_x_thread(yours):
                 for j in range(w.shape[3]):
                     left = ix + shift * padding - j
                     if inside[1] and left < 0 or whole[1] and left % stride or left // stride >= dy.shape[2]:
+                        continue
+                    if late and (up // stride % stride or left // stride % stride):
                         continue
                     total += w[:, :, ::turn, ::turn][(c, o) if swap else (o, c)][i, j] * dy[o, up // stride, left // stride]
         return total
@@ -138,6 +143,7 @@ def check_grad_x_thread(yours):
          "round."),
         (dict(whole=(1, 0)), "rows are right now, columns are not: they have the same stride."),
         (dict(whole=(0, 1)), "columns are right now, rows are not: they have the same stride."),
+        (dict(late=True), "oy and ox are rounded already, and any number of them is a true one. Test up and left, before the quotient."),
         (dict(inside=(False, False)),
          "up or left below 0 is not tested: an index of -1 reads the last row, in Python; in CUDA what lies before "
          "the array."),

@@ -53,10 +53,11 @@ def check_put_out_by(yours):
 
     mask[i][c] : a word; keep (B,) : 0 or 1
     """
-    def answer(j, mask, keep, bits, only_kept=True, order=1, column=True, wrap=True, none=-1):
-        for i in list(range(j))[::order]:
+    def answer(j, mask, keep, bits, only_kept=True, order=1, column=True, wrap=True, none=-1, from_left=False, above=True):
+        for i in list(range(j if above else len(mask)))[::order]:
             row, k = (mask[i], j) if column else (mask[j], i)
-            if (keep[i] or not only_kept) and row[k // bits] >> (k % bits if wrap else k) & 1:
+            bit = bits - 1 - k % bits if from_left else k % bits if wrap else k
+            if (keep[i] or not only_kept) and row[k // bits] >> bit & 1:
                 return i
         return none
 
@@ -67,10 +68,13 @@ def check_put_out_by(yours):
          "that is the last box that would have put it out. j was out before: the first one did it."),
         (lambda *a: answer(*a, wrap=False),
          "box j is bit j % bits of its word. With >> j, all bits beyond the first word read 0."),
-        (lambda *a: answer(*a, column=False),
+        (lambda *a: answer(*a, column=False, above=False),
          "row j says whom j puts out. Who puts out j stands in the rows above: one bit of each."),
+        (lambda *a: answer(*a, column=False),
+         "it finds nobody. Look into the rows above, mask[i], not into row j; and bit b counts from the right: >> b & 1."),
         (lambda *a: answer(*a, none=a[0]), "a box that nobody put out has no such box: return -1."),
         (lambda *a: answer(*a, none=0), "a box that nobody put out has no such box: return -1. 0 is a box."),
+        (lambda *a: answer(*a, from_left=True), "bit b counts from the right, as in word >> b & 1, not from the left."),
     ]
     rng = np.random.default_rng(40)
     cases = []

@@ -20,6 +20,8 @@ def check_deconv_2x2(yours):
         (lambda x, w, b: right(x, w, b, order="noaibj"),
          "the four patches lie side by side like tiles. They should interleave: row 2 i + a, so a must vary "
          "faster than i."),
+        (lambda x, w, b: right(x, w, b, order="noabij"),
+         "a and b come before i and j, so each filter entry fills a block of its own. Row 2 i + a: i first, a beside it."),
         (lambda x, w, b: right(x, w, b, order="noijab"),
          "a reshape of axes i, j, a, b mixes rows and columns: put a beside i and b beside j first."),
         (lambda x, w, b: right(x, w, b, from_="coba"),

@@ -21,6 +21,8 @@ def check_roi_levels(yours):
         (lambda b, s: right(b, s, side=lambda area: area), "the square root is missing: sqrt(w h) is a length."),
         (lambda b, s: right(b, s, log=np.log), "np.log is the natural logarithm. Levels differ by a factor of 2: np.log2."),
         (lambda b, s: right(b, s) - 2, "it counts from 0. Here a level has its name: 2 for P2."),
+        (lambda b, s: right(np.concatenate([0 * b[:, :2], b[:, 2:]], axis=1), s),
+         "a box is (x1, y1, x2, y2): its width is x2 - x1, and not the third number."),
         (lambda b, s: right(b, 112), "size has no effect: it is the side that belongs to level 4, not always 112."),
     ]
     rng = np.random.default_rng(6)
@@ -87,6 +89,8 @@ def check_best_class_map(yours):
          "the first instance of the list wins. The list is in any order: sort by score."),
         (lambda l, s, m: painted(np.arange(1, len(l) + 1), m, np.argsort(s)),
          "it holds numbers of instances. Classes are wanted: labels."),
+        (lambda l, s, m: l[(s[:, None, None] * m).argmax(axis=0)] if len(l) else None,
+         "pixels of no mask get the label of the first instance, since argmax of zeros is 0. They should be 0."),
     ]
     rng = np.random.default_rng(8)
     masks = np.zeros((4, 12, 15), bool)

@@ -18,11 +18,17 @@ def check_stage_errors(yours):
     def each_alone(a, b):
         return np.array([np.max(np.abs(x.astype(float) - y) / np.abs(y.astype(float))) for x, y in zip(a, b)])
 
+    def means(a, b):
+        return np.array([np.abs(x.astype(float) - y).mean() / (np.abs(y.astype(float)).mean() or 1.0) for x, y in zip(a, b)])
+
     mistakes = [
+        (means, "it divides one mean by another. One wrong number among a million hides in a mean: take the maximum, above and below."),
         (lambda a, b: right(a, b, difference=lambda x, y: x - y),
          "the sign of the difference: without np.abs a value that is too small counts as a negative error, and is never the largest."),
         (lambda a, b: right(a, b, scale=lambda x, y: y.max()),
          "the sign of b: its largest number can be small while its smallest is -100. Take the largest of np.abs(b)."),
+        (lambda a, b: right(a, b, difference=lambda x, y: x - y, scale=lambda x, y: y.max()),
+         "both signs: np.abs is missing in the difference and in the scale."),
         (lambda a, b: right(a, b, scale=lambda x, y: np.abs(x).max()),
          "it divides by the largest number of a. b is the reference: a may be the wrong one."),
         (lambda a, b: right(a, b, combine=np.mean),
@@ -68,6 +74,8 @@ def check_pair_boxes(yours):
         (lambda a, b, d: right(a, b, d, limit=False),
          "the nearest box is taken however far away it is. Beyond `distance` there is no partner: -1."),
         (lambda a, b, d: right(a, b, d, nearest=False), "the first box within the distance is taken, not the nearest of them."),
+        (lambda a, b, d: right(a, b, d) if d else np.full(len(a), -1),
+         "a difference of exactly `distance` is allowed: <=, not <."),
         (in_place, "it compares row by row. The same boxes may come in another order."),
         (lambda a, b, d: right(a, b, d, gap=lambda v: v.sum(axis=1)),
          "the four differences are added. The largest of them must not exceed the distance."),
@@ -86,6 +94,7 @@ def check_pair_boxes(yours):
              ("two equal boxes", (twice[[2, 1, 0]], twice, 0.05)),
              ("the same upper left corner", (np.array([[0.0, 0, 10, 20]]), np.array([[0.0, 0, 30, 40], [0, 0, 10, 20.0]]), 0.05)),
              ("three boxes close together", (steps[[1, 0]] + 0.001, steps, 0.1)),
+             ("a distance of 0", (b[order], b, 0.0)),
              ("nothing in b", (b[:2], b[:0], 0.05))]
     return compare("pair_boxes", yours, right, cases, ("pairs",), mistakes)
 

@@ -27,6 +27,8 @@ def check_soft_nms(yours):
          "are now."),
         (lambda b, s, sigma: right(b, s, sigma, spare=False),
          "boxes that are done are lowered too. Their score is final: only those not done are multiplied."),
+        (lambda b, s, sigma: right(b, s, sigma, spare=False, itself=True),
+         "every turn lowers all scores, that of the box just taken included. Only boxes not done are multiplied."),
         (lambda b, s, sigma: right(b, s, sigma, itself=True),
          "the box just taken lowers itself, for its IoU with itself is 1. Mark it as done first."),
         (lambda b, s, sigma: right(b, s, sigma, decay=lambda iou, sigma: 1 - iou),

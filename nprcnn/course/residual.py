@@ -20,6 +20,8 @@ def check_fold_batch_norm(yours):
 
     mistakes = [
         (lambda w, b, g, beta, m, v, eps: right(w, b, g, beta, m, v, 0), "eps is missing: it is added to the variance."),
+        (lambda w, b, g, beta, m, v, eps: right(w, b, g, beta, m, (np.sqrt(v) + eps) ** 2, 0),
+         "eps is added to the variance, inside the root: sqrt(var + eps)."),
         (lambda *a: right(*a, root=lambda v: v), "divide by the standard deviation: the square root is missing."),
         (lambda w, b, g, beta, m, v, eps: right(w, b, np.ones_like(g), beta, m, v, eps),
          "batch norm's own weight is missing: a = weight / sqrt(var + eps)."),
@@ -97,6 +99,8 @@ def check_group_norm_backward(yours):
         (only_dx(mean=0, var=0), "the mean and the variance depend on x, too: two paths are missing in dx."),
         (only_dx(var=0), "the path through the variance is missing in dx."),
         (only_dx(mean=0), "the path through the mean is missing in dx."),
+        (lambda dy, c: (right(dy, c, mean=(n := dy[0].size // c[3]), var=n)[0], None, None),
+         "sums stand where means should: divide by M, the numbers of a group, as (5) does."),
         (only_dx(scale=False), "dx lacks the factor s = 1 / standard deviation."),
         (only_dx(axis=(0, 2)), "the means run over the images as well. Group norm's statistics belong to one image."),
         (lambda dy, c: (None, dy.sum(axis=(0, 2, 3)), None), "dweight lacks xhat: y = xhat * weight + bias."),

@@ -30,6 +30,8 @@ def check_looked_at(yours):
          "nothing is rounded: that is what RoIAlign looks at."),
         (lambda b, s: np.concatenate([right(b, s)[:, :2], right(b, s)[:, 2:] - s + 1], axis=1),
          "1 is added in pixels. The last whole cell belongs to the RoI: 1 cell, stride pixels."),
+        (lambda b, s: right(b, s) - [0, 0, 1, 1],
+         "x2 - 1 is the last pixel. A box ends where that pixel ends: at (k + 1) stride for the last cell k."),
     ]
     rng = np.random.default_rng(31)
     corner, side = rng.uniform(0, 300, (8, 2)), rng.uniform(5, 200, (8, 2))

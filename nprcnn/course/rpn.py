@@ -39,6 +39,8 @@ def check_match_fair(yours):
          "an anchor that two targets chose goes to the last of them. It should go to the one with the higher IoU."),
         (lambda *a: right(*a, middle=BACKGROUND),
          "between low and high an anchor is IGNORED, which is -2, not background."),
+        (lambda *a: right(*a, over=np.greater, under=np.less_equal),
+         "an IoU exactly at a threshold: positive is IoU >= high, negative is IoU < low."),
         (lambda *a: right(*a, over=np.greater), "rule (ii) includes the threshold: IoU >= high."),
         (lambda *a: right(*a, under=np.less_equal), "an IoU of exactly low is ignored: negative is IoU < low."),
         (lambda *a: (right(*a) >= 0).astype(int) - (right(*a) == BACKGROUND) - 2 * (right(*a) == IGNORED),

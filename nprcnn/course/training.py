@@ -19,6 +19,7 @@ def check_sgd_step(yours):
                 "nesterov": lambda: (w - lr * (g + decay * w + momentum * new), new),
                 "no decay in v": lambda: (None, momentum * v + g),
                 "caffe": lambda: (None, momentum * v + lr * (g + decay * w)),
+                "keras": lambda: (None, momentum * v - lr * (g + decay * w)),
                 "mean": lambda: (w - lr * (momentum * v + (1 - momentum) * (g + decay * w)),
                                  momentum * v + (1 - momentum) * (g + decay * w)),
                 "plain": lambda: (w - lr * (g + decay * w), g + decay * w)}[kind]()
@@ -30,6 +31,7 @@ def check_sgd_step(yours):
         ("nesterov", "that is Nesterov's form, which looks one step ahead. Here w moves by v itself."),
         ("no decay in v", "the velocity lacks the weight decay. It is a part of the gradient, and goes through v to w."),
         ("caffe", "the learning rate is inside the velocity. Then a drop of the rate does not reach the steps that v remembers."),
+        ("keras", "the learning rate and the sign are inside the velocity: v = momentum v - lr g, w + v. Here v has neither, and w - lr v."),
         ("mean", "the gradient is weighted with 1 - momentum. Here it comes in whole."),
         ("plain", "the old velocity is forgotten: momentum * v."))]
     rng = np.random.default_rng(41)

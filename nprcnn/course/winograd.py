@@ -55,15 +55,20 @@ def check_two_outputs(yours):
         m0, m1, m2, m3 = products(*args)
         return m0 + 2 * m1 + 2 * m2, 2 * m1 - 2 * m2 - m3
 
+    def other_m2(*args):
+        m0, m1, m2, m3 = products(*args)
+        return m0 + m1 - m2, m1 + m2 - m3
+
     mistakes = [
         (lambda *a: (right(*a[:4], *a[:3:-1])[0], right(*a[:4], *a[:3:-1])[1]),
          "the filter is turned round: y0 = d0 g0 + d1 g1 + d2 g2, not d0 g2 + d1 g1 + d2 g0."),
         (signs, "the last product has the wrong sign: with m3 = (d1 - d3) g2, it is y1 = m1 - m2 - m3."),
+        (other_m2, "the third product has the wrong sign: m2 = (d2 - d1) (g0 - g1 + g2) / 2, and y1 = m1 - m2 - m3."),
         (no_half, "the halves of G are missing: m1 and m2 come out twice as large."),
         (lambda *a: right(*a)[::-1], "y0 and y1 have changed places."),
     ]
     rng = np.random.default_rng(14)
-    cases = [("one input is 1, the others 0", (0.0, 1.0, 0.0, 0.0, 1.0, 2.0, 3.0)),
+    cases = [("one input is 1, the others 0", (0.0, 1.0, 0.0, 0.0, 1.0, 2.0, 4.0)),
              ("ones", (1.0, 1.0, 1.0, 1.0, 1.0, 2.0, 4.0)),
              ("random numbers", tuple(float(v) for v in rng.standard_normal(7)))]
     result = compare("two_outputs", yours, right, cases, ("y0", "y1"), mistakes)
