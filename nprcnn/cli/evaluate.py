@@ -21,6 +21,7 @@ def add(command):
     p.add_argument("--results-in", type=Path, nargs="+", metavar="FILE",
                    help="no model: measure these COCO result files, of boxes, of masks or one of each, against --data")
     p.add_argument("--plot", type=Path, metavar="PNG", help="draw precision against recall")
+    p.add_argument("--pictures", type=Path, metavar="PNG", help="draw eight of the images with what was found, found wrongly and missed")
     p.add_argument("--json", type=Path, metavar="FILE", help="write the numbers to a file, too")
 
 
@@ -44,6 +45,11 @@ def run(args):
         from ..evaluate.curves import draw_precision_recall
         save(draw_precision_recall(measured, source.class_names), args.plot)
         print(f"wrote {args.plot}")
+    if args.pictures:
+        from ..canvas import save
+        from ..evaluate.pictures import draw_hits
+        save(draw_hits(source, entries), args.pictures)
+        print(f"wrote {args.pictures}")
     if args.json:
         write_json(args.json, metrics)
 
@@ -55,16 +61,18 @@ def check_arguments(args):
     if args.data and args.difficulty:
         raise ConfigError("--difficulty is of the built-in scenes; for --data write shapes:200,difficulty=easy")
     if args.results_in:
-        beside = [name for name in ("weights", "set", "results", "count") if getattr(args, name)]
+        beside = [name for name in ("weights", "set", "results", "count", "pictures") if getattr(args, name)]
         if beside:
             raise ConfigError(f"--results-in measures files; --{beside[0]} is for a model")
     elif args.data and not args.weights:
         raise ConfigError("--weights FILE is missing; or measure result files with --results-in")
-    for path in (args.json, args.plot):
+    for path in (args.json, args.plot, args.pictures):
         if path:
             check_file(path)
-    if args.plot and args.plot.suffix.lower() != ".png":
-        raise ConfigError(f"--plot {args.plot}: pictures are written as PNG; give a name that ends in .png")
+    for name in ("plot", "pictures"):
+        path = getattr(args, name)
+        if path and path.suffix.lower() != ".png":
+            raise ConfigError(f"--{name} {path}: pictures are written as PNG; give a name that ends in .png")
     if args.results and args.results.exists() and not args.results.is_dir():
         raise ConfigError(f"--results {args.results} is a file; give a folder")
 

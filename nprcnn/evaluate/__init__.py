@@ -8,6 +8,7 @@ AP is the mean over IoU thresholds .50 to .95 of the area under the precision-re
     metrics.py    from the entries to the numbers, and their table
     results.py    COCO's result files
     curves.py     the picture of precision and recall
+    pictures.py   images with what was found, found wrongly and missed
 """
 
 from .entries import Entries, collect, join
