@@ -17,6 +17,7 @@ import pytest
 from small_models import snapshot
 from tiny_training import SAVE_EVERY, STEPS, Source, die_at, stored, tiny_config, tiny_model, tiny_run
 
+from nprcnn.backend import use
 from nprcnn.errors import ConfigError, DataError, WeightsError
 from nprcnn.train import SGD, checkpoint, train_in_folder
 from nprcnn.train.checkpoint import LAST, PREVIOUS, differences, latest_checkpoint, read_checkpoint, restore, save_checkpoint
@@ -24,6 +25,13 @@ from nprcnn.train.log import read_log
 
 HERE = Path(__file__).parent
 posix = pytest.mark.skipif(os.name != "posix", reason="SIGKILL and fork are POSIX")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def numpy_kernels():
+    """Those of the processes that are started here, too: bits are compared, and other kernels round otherwise."""
+    with use("numpy"):
+        yield
 
 
 @pytest.fixture(scope="module")
