@@ -4,6 +4,8 @@ COCO has 80 classes with ids from 1 to 90: ten ids were given to classes that th
 output for every id, so 91 with the background; Detectron2's count on without gaps, so 81.
 """
 
+import re
+
 # index = COCO's id = label of a model with 91 classes
 COCO_91 = (
     "background", "person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck", "boat",
@@ -25,3 +27,13 @@ def class_names(num_classes):
     """Names for the labels 0 .. num_classes - 1: COCO's for 91 and 81 classes, "class 7" and the like otherwise."""
     known = {len(COCO_91): COCO_91, len(COCO_81): COCO_81}
     return known.get(num_classes) or ("background", *(f"class {k}" for k in range(1, num_classes)))
+
+
+def say_nothing(names):
+    """Are these the names "class 1", "class 2", ... of classes that have none?"""
+    return all(re.fullmatch(r"class \d+", name) for name in names[1:])
+
+
+def some(names, most=5):
+    """At most so many names, for a message."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

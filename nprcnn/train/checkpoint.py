@@ -134,6 +134,18 @@ def read_checkpoint(path):
     return Checkpoint(header["step"], weights, velocity, header["about"])
 
 
+def class_names_of_checkpoint(path):
+    """The names of the classes that a checkpoint's model was trained on, or None: also for a file that is no checkpoint."""
+    from safetensors import SafetensorError, safe_open
+    try:
+        with safe_open(path, "numpy") as file:
+            header = json.loads((file.metadata() or {})[FORMAT])
+        names = header["about"]["config"]["model"]["arguments"]["class_names"]
+        return tuple(map(str, names)) if names else None
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError):
+        return None
+
+
 def latest_checkpoint(folder):
     """The last checkpoint of a folder, or if it is damaged or missing the one before.
 

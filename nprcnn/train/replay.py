@@ -35,6 +35,8 @@ def replay(path):
 
 def replay_trace(path):
     """The model with the weights before the step and the step's gradients, the Trace, and what the file says: see load_replay."""
+    if not Path(path).is_file():
+        raise WeightsError(f"{path}: there is no such file; a training that diverges leaves a replay.npz in its folder")
     part, decisions, about = load_replay(path)
     checkpoint = read_checkpoint(Path(path).with_name(Path(about["checkpoint"]).name))
     try:

@@ -108,7 +108,7 @@ def load_state(model, state, path, strict=True):
     """load_weights for a file that has been read: `state` is what read_weights(path) gave."""
     path = _located(path)
     try:
-        names = _class_names(path)
+        names = stated_class_names(path)
         report = _load(model, from_detectron2(state) if is_detectron2(state) else current_names(state), path, strict)
     except WeightsError as error:
         raise WeightsError(f"{path}: {error}") from None
@@ -147,8 +147,9 @@ def _check_type(name, array, dtype):
         raise WeightsError(f"{name} has numbers too large for {dtype}")
 
 
-def _class_names(path):
+def stated_class_names(path):
     """The names of the classes that save_weights wrote, or None."""
+    path = _located(path)
     if path.suffix != ".safetensors":
         return None
     from safetensors import safe_open
