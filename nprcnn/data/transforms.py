@@ -63,20 +63,51 @@ def resize(image, target, size):
     pixel under its centre. Boxes are scaled, not recomputed from the masks, so that they keep their fractions of a pixel. An object
     whose mask has no pixel left is dropped.
     """
-    from PIL import Image
-    (height, width), (new_height, new_width) = image.shape[:2], size
-    if (new_height, new_width) == (height, width):
+    if tuple(size) == image.shape[:2]:
         return image, target
-    picture = Image.fromarray(np.ascontiguousarray(image))
-    image = np.array(picture.resize((new_width, new_height), Image.Resampling.BILINEAR))
+    image, resized = _resized(image, target, size, (0, 0, size[1], size[0]))
+    return image, _drop_gone(resized)
+
+
+def _resized(image, target, size, window):
+    """The pixels of `window` (x1, y1, x2, y2) of what `resize` makes of image and masks, and no others; all boxes, in the whole."""
+    (height, width), (new_height, new_width) = image.shape[:2], size
+    left, top, right, bottom = window
     ratio = np.array([new_width / width, new_height / height] * 2, np.float32)
     limit = np.array([new_width, new_height] * 2, np.float32)  # rounding must not push a box over the edge
     resized = {**target, "boxes": np.minimum(target["boxes"] * ratio, limit)}
     if target.get("masks") is not None:
         rows, columns = (np.floor((np.arange(new) + 0.5) * (old / new)).astype(np.intp)
                          for old, new in ((height, new_height), (width, new_width)))
-        resized["masks"] = target["masks"].take(rows, axis=1).take(columns, axis=2)
-    return image, _drop_gone(resized)
+        resized["masks"] = target["masks"].take(rows[top:bottom], axis=1).take(columns[left:right], axis=2)
+    return _resized_image(image, size, window), resized
+
+
+def _resized_image(image, size, window):
+    """Pillow resizes every row, rounds to whole numbers, and then every column. So do we, for the pixels of the window: equal to the bit.
+
+    (Its argument `box` would cut, too, but at fractions of a pixel in float32, and some values come out 1 off.)
+    """
+    from PIL import Image
+    (height, width), (new_height, new_width) = image.shape[:2], size
+    left, top, right, bottom = window
+    scale = height / new_height
+    reach = max(scale, 1) + 1  # pixels: half the filter's width, and one for rounding
+    first, last = max(math.floor((top + 0.5) * scale - reach), 0), min(math.ceil((bottom - 0.5) * scale + reach), height)
+    rows = Image.fromarray(np.ascontiguousarray(image[first:last]))
+    rows = np.array(rows.resize((new_width, last - first), Image.Resampling.BILINEAR))[:, left:right]
+    columns = np.zeros((height, right - left, 3), np.uint8)  # as high as the image, so that the filter lies as in the whole
+    columns[first:last] = rows
+    return np.array(Image.fromarray(columns).resize((right - left, new_height), Image.Resampling.BILINEAR))[top:bottom]
+
+
+def resize_and_crop(image, target, size, window):
+    """crop(*resize(image, target, size), window), without the work for what the crop takes away."""
+    if tuple(size) == image.shape[:2]:
+        return crop(image, target, window)
+    image, target = _resized(image, target, size, window)
+    x1, y1, x2, y2 = target["boxes"].T
+    return image, _cut(select(target, (x2 > x1) & (y2 > y1)), window)
 
 
 def crop(image, target, window):
@@ -86,15 +117,22 @@ def crop(image, target, window):
     masks it is cut like the image. An object of which nothing is left is dropped.
     """
     left, top, right, bottom = window
+    if target.get("masks") is not None:
+        target = {**target, "masks": target["masks"][:, top:bottom, left:right].copy()}
+    return image[top:bottom, left:right].copy(), _cut(target, window)
+
+
+def _cut(target, window):
+    """The boxes as `crop` has them. `target`: boxes in the whole image, masks of the window."""
+    left, top, right, bottom = window
     size = np.array([right - left, bottom - top] * 2, np.float32)
     moved = target["boxes"] - np.array([left, top] * 2, np.float32)
     boxes = np.clip(moved, 0, size)
-    cut = {**target, "boxes": boxes}
-    if target.get("masks") is not None:
-        cut["masks"] = masks = target["masks"][:, top:bottom, left:right].copy()
+    masks = target.get("masks")
+    if masks is not None:
         for i in np.flatnonzero((boxes != moved).any(axis=1) & masks.any(axis=(1, 2))):
             boxes[i] = box_of_mask(masks[i])
-    return image[top:bottom, left:right].copy(), _drop_gone(cut)
+    return _drop_gone({**target, "boxes": boxes})
 
 
 def pad(image, target, size, fill=FILL):
@@ -116,11 +154,19 @@ def crop_or_pad(image, target, size, at=(0.5, 0.5)):
     at : (y, x), in 0..1
         Where the crop lies in the room there is: (0, 0) top left, (1, 1) bottom right.
     """
-    (height, width), (new_height, new_width) = image.shape[:2], size
+    return resize_and_fit(image, target, image.shape[:2], size, at)
+
+
+def resize_and_fit(image, target, resized, size, at=(0.5, 0.5)):
+    """crop_or_pad(*resize(image, target, resized), size, at), without the work for what is cropped away."""
+    (height, width), (new_height, new_width) = resized, size
     room_y, room_x = max(height - new_height, 0), max(width - new_width, 0)
     top, left = min(int(at[0] * (room_y + 1)), room_y), min(int(at[1] * (room_x + 1)), room_x)
     if room_y or room_x:
-        image, target = crop(image, target, (left, top, min(left + new_width, width), min(top + new_height, height)))
+        window = left, top, min(left + new_width, width), min(top + new_height, height)
+        image, target = resize_and_crop(image, target, resized, window)
+    else:
+        image, target = resize(image, target, resized)
     if image.shape[:2] != (new_height, new_width):
         image, target = pad(image, target, size)
     return image, target
@@ -200,15 +246,20 @@ class Augment(NamedTuple):
         """Returns self; ConfigError for a value that makes no sense."""
         for name in ("flip", "flip_vertical", "brightness", "contrast", "saturation"):
             value = getattr(self, name)
+            if not isinstance(value, (int, float)):
+                raise ConfigError(f"augmentation: {name}={value} is no number; one in 0..1 is needed")
             if not 0 <= value <= 1:
                 raise ConfigError(f"augmentation: {name}={value} is outside 0..1")
+        if self.quarter_turns not in (False, True):
+            raise ConfigError(f"augmentation: quarter_turns={self.quarter_turns}; True or False is needed")
         try:
-            low, high = self.scale
+            low, high = map(float, self.scale)
         except (TypeError, ValueError):
             low, high = 0, 0
         if not 0 < low <= high < math.inf:
             raise ConfigError(f"augmentation: scale={self.scale}; give the smallest and the largest factor, such as (0.8, 1.25)")
-        if self.crop is not None and not (len(self.crop) == 2 and min(self.crop) >= 1 and all(s == int(s) for s in self.crop)):
+        if self.crop is not None and not (isinstance(self.crop, (tuple, list)) and len(self.crop) == 2
+                                          and all(isinstance(side, int) and side >= 1 for side in self.crop)):
             raise ConfigError(f"augmentation: crop={self.crop}; give a height and a width in pixels")
         return self
 
@@ -241,8 +292,8 @@ def augment(image, target, settings, rng):
     height, width = image.shape[:2]
     low, high = settings.scale
     factor = low * (high / low) ** u["scale"]
-    image, target = resize(image, target, (max(1, round(factor * height)), max(1, round(factor * width))))
-    image, target = crop_or_pad(image, target, settings.crop or (height, width), (u["y"], u["x"]))
+    resized = max(1, round(factor * height)), max(1, round(factor * width))
+    image, target = resize_and_fit(image, target, resized, settings.crop or (height, width), (u["y"], u["x"]))
     for change in (brightness, contrast, saturation):
         reach = getattr(settings, change.__name__)
         if reach:
