@@ -15,7 +15,8 @@ from nprcnn.data.check import check_set
 from nprcnn.data.outlines import rle_mask
 from nprcnn.errors import ConfigError, DataError, NprcnnError
 
-JUNK = (None, True, 0, -1, 3, 1e30, -0.5, float("nan"), float("inf"), 10 ** 400, 2 ** 31 - 1, "", "x", "a.png", "\0", "../x", [], [[]], [1, 2], {}, {"a": 1},
+JUNK = (None, True, 0, -1, 3, 1e30, -0.5, float("nan"), float("inf"), 10 ** 400, 2 ** 31 - 1, "", "x", "a.png", "\0", "../x",
+        [], [[]], [1, 2], {}, {"a": 1},
         [[1, 2], [3, 4]], [[0.5, 1, 9, 2, 4, 7]], "polygon", "mask", "\ud800")
 
 
@@ -85,7 +86,8 @@ def test_damaged_xml(tmp_path):
     assert 30 < stopped < 100
 
 
-@pytest.mark.parametrize("kind, file", [("labels", "labels/a.png"), ("labels", "images/a.png"), ("masks", "a/masks/1.png"), ("voc", "SegmentationObject/a.png")])
+@pytest.mark.parametrize("kind, file", [("labels", "labels/a.png"), ("labels", "images/a.png"), ("masks", "a/masks/1.png"),
+                                        ("voc", "SegmentationObject/a.png")])
 def test_damaged_images(kind, file, tmp_path):
     spec, rng = MAKE[kind](tmp_path), random.Random(2)
     sound, stopped = (tmp_path / file).read_bytes(), 0
@@ -112,7 +114,8 @@ def test_compressed_run_lengths_are_read_and_damaged_ones_do_no_harm():
 
 @pytest.mark.parametrize("text", ["", "coco", "coco:", "cocoa:x", "coco:x,split=a", "shapes:many", "shapes:5,seed=x", "shapes:5,held_out=2",
                                   "shapes:5,held_out=9,part=train", "shapes:5,held_out=2,part=both", "voc:x,split=", "labels:/nowhere",
-                                  "masks:/nowhere", "coco:/nowhere.json", "via:/nowhere", "labelme:/nowhere", "folder:/nowhere", "python:/nowhere.py"])
+                                  "masks:/nowhere", "coco:/nowhere.json", "via:/nowhere", "labelme:/nowhere", "folder:/nowhere",
+                                  "python:/nowhere.py"])
 def test_bad_specs_are_one_sentence(text):
     with pytest.raises(NprcnnError) as caught:
         open_source(text)

@@ -99,12 +99,12 @@ def test_shapes_are_the_built_in_scenes():
     assert len({source.fingerprint(), held_out.fingerprint(), open_source("shapes:3").fingerprint()}) == 3
 
 
-def class_file():
-    """The example in the documentation of the interface, as a reader would copy it."""
-    lines = interface.__doc__.split("\n")
-    code = [line for line in lines if line.startswith("    ") or not line]
+def class_file(whole=False):
+    """The example in the documentation of the interface, as a reader would copy it; `whole`: with the two methods that follow it."""
+    text = interface.__doc__ if whole else interface.__doc__.partition("Written to cells.py")[0]
+    code = [line for line in text.split("\n") if line.startswith("    ") or not line]
     code = textwrap.dedent("\n".join(code)).strip()
-    assert code.startswith("from pathlib") and 10 <= len([line for line in code.split("\n") if line]) <= 16
+    assert code.startswith("from pathlib") and 10 <= len([line for line in code.split("\n") if line]) <= (20 if whole else 16)
     return code + "\n"
 
 
@@ -136,6 +136,47 @@ def test_a_worker_process_can_receive_a_class_of_ones_own(tmp_path):
     code = f"import pickle; print(pickle.load(open({str(tmp_path / 'pickle')!r}, 'rb'))[0][1]['boxes'].tolist())"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert run.stdout.strip() == str([[float(v) for v in BLOCK]]), run.stderr
+
+
+def test_the_fingerprint_of_a_class_of_ones_own(tmp_path):
+    """It sees what the class says: with the two methods of the documentation names and annotations, without them the number of images
+    and the text of the file."""
+    file = tmp_path / "cells.py"
+    file.write_text(class_file())
+
+    def now():
+        return open_source(f"python:{file}:{tmp_path}").fingerprint()
+
+    for name in "ab":
+        write_image(tmp_path / f"{name}.jpg")
+        np.save(tmp_path / f"{name}.npy", [block_mask()])
+    first = now()
+    np.save(tmp_path / "b.npy", [block_mask((1, 1, 5, 5))])
+    assert now() == first
+    file.write_text(class_file(whole=True))
+    second = now()
+    assert second != first  # another file
+    np.save(tmp_path / "b.npy", [block_mask()])
+    third = now()
+    assert third != second
+    write_image(tmp_path / "b.jpg", seed=9)
+    assert now() == third
+    for suffix in (".jpg", ".npy"):
+        (tmp_path / f"b{suffix}").rename(tmp_path / f"c{suffix}")
+    assert now() != third
+    assert len(open_source(f"python:{file}:{tmp_path}")[1][1]["boxes"]) == 1
+
+
+@pytest.mark.parametrize("code, message", [
+    ("def (", "own.py: line 1: the class cannot be made, SyntaxError"),
+    ("import nprcnn\nraise ValueError('why')", "own.py: line 2: the class cannot be made, ValueError: why"),
+    ("class Own(Source):\n    def __init__(self, folder): pass", "own.py: the class cannot be made, TypeError: .*missing 1 required"),
+    ("class Own(Source):\n    def __getitem__(self, i):\n        return {}[i]", "own.py: line 4: image 3 cannot be read, KeyError: 3")])
+def test_what_a_class_of_ones_own_raises_names_file_and_line(tmp_path, code, message):
+    head = "" if "Source" not in code else "from nprcnn.data import Source\n"
+    (tmp_path / "own.py").write_text(head + code)
+    with pytest.raises(DataError, match=message):
+        open_source(f"python:{tmp_path / 'own.py'}")[3]
 
 
 def test_a_file_without_a_class_of_that_kind(tmp_path):

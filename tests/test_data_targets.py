@@ -24,6 +24,8 @@ def test_target_from_masks():
     check_target((8, 9), empty, 3, 0)
     with pytest.raises(DataError, match="image 5: mask 1 is empty"):
         target_from_masks(masks() * np.array([1, 0, 1])[:, None, None], [1, 2, 1], 5)
+    with pytest.raises(DataError, match=r"image 5 has no objects, and \[\] does not say .*: give masks of the shape \(0, height, width\)"):
+        target_from_masks([], [], 5)
     with pytest.raises(DataError, match="2 labels"):
         target_from_masks(masks(), [1, 2], 5)
 

@@ -295,3 +295,12 @@ def test_cocos_published_numbers():
     entries, kinds = read_results(files, source)
     got = numbers(source, entries, kinds)
     assert {kind: [round(v, 3) for v in values] for kind, values in got.items()} == PUBLISHED
+
+
+def test_measuring_files_decodes_no_mask(tmp_path, monkeypatch):
+    """Sizes, runs and points are checked as they are written."""
+    truth, boxes, segm = make_set(tmp_path)
+    monkeypatch.setattr(rle, "decode", lambda packed: pytest.fail("a mask was decoded"))
+    entries, kinds = read_results([boxes, segm], open_source(f"coco:{truth}"))
+    assert kinds == ("bbox", "segm") and len(entries.truths) == 24
+    coco_metrics(entries.truths, entries.found, entries.sizes, ("background", "a", "b", "c"), kinds)

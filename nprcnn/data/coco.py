@@ -14,7 +14,7 @@ from ..errors import DataError
 from .faults import INTEGER, LIST, SIZE, TEXT, describe, is_integer, is_number, lacks, refuse
 from .files import NOT_CLASSES, read_json, readable_image
 from .interface import FileSource
-from .outlines import polygons_mask, rle_mask, unreadable_size, usable_box
+from .outlines import outline_mask, unreadable_size, usable_box, usable_polygons, usable_rle
 from .targets import make_target
 
 
@@ -139,17 +139,9 @@ class Coco(FileSource):
                         f"is {shape[1]}x{shape[0]}, {self.path.name} says {stated[1]}x{stated[0]}")
             return None  # which of its objects are right cannot be said
         boxes, labels, masks, crowds = [], [], [], []
-        for entry, a, label in self.rows[i]:
-            complain = partial(self.report, self.path, entry)
-            x, y, w, h = np.array(a["bbox"], np.float32)
-            box = usable_box((x, y, x + w, y + h), stated, complain)
-            if box is None:
-                continue
+        for a, label, box, outline, complain in self.usable(i):
             if self.has_masks:
-                outline = a["segmentation"]
-                mask = (rle_mask if isinstance(outline, dict) else polygons_mask)(outline, stated, complain)
-                if mask is None:
-                    continue
+                mask = outline_mask(outline, stated)
                 if not mask.any():
                     complain("the mask is empty; the object stays, with its box", stops=False)
                 masks.append(mask)
@@ -158,6 +150,22 @@ class Coco(FileSource):
             crowds.append(a.get("iscrowd", 0))
         masks = np.array(masks, np.uint8).reshape(-1, *stated) if self.has_masks else None
         return make_target(boxes, labels, masks, image["id"], crowds)
+
+    def usable(self, i):
+        """Yield the objects of image i that can be used: (annotation, label, box, outline, where to report on it). Reports the others.
+
+        No mask is drawn or decoded; outline: see nprcnn.data.outlines.outline_mask.
+        """
+        stated = self.images[i]["height"], self.images[i]["width"]
+        for entry, a, label in self.rows[i]:
+            complain = partial(self.report, self.path, entry)
+            x, y, w, h = np.array(a["bbox"], np.float32)
+            box, outline = usable_box((x, y, x + w, y + h), stated, complain), None
+            if box is not None and self.has_masks:
+                outline = a["segmentation"]
+                outline = (usable_rle if isinstance(outline, dict) else usable_polygons)(outline, stated, complain)
+            if box is not None and (outline is not None or not self.has_masks):
+                yield a, label, box, outline, complain
 
 
 FOUR_NUMBERS = lambda v: isinstance(v, list) and len(v) == 4 and all(map(is_number, v)), "a list of four numbers"  # noqa: E731

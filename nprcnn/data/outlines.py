@@ -55,8 +55,21 @@ def usable_box(box, shape, complain):
     return None
 
 
+def outline_mask(outline, shape):
+    """The mask of polygons, or of run lengths that are a list, which usable_polygons or usable_rle has passed."""
+    from pycocotools import mask as coco
+    packed = coco.frPyObjects(outline, *shape)
+    return coco.decode(coco.merge(packed) if isinstance(outline, list) else packed)
+
+
 def polygons_mask(polygons, shape, complain):
-    """The mask of an object with one or more polygons, or None where one cannot be used.
+    """The mask of an object with one or more polygons, or None where one cannot be used; see usable_polygons."""
+    usable = usable_polygons(polygons, shape, complain)
+    return None if usable is None else outline_mask(usable, shape)
+
+
+def usable_polygons(polygons, shape, complain):
+    """The polygons themselves, or None, after a complaint, where one cannot be used. Nothing is drawn.
 
     Parameters
     ----------
@@ -64,8 +77,6 @@ def polygons_mask(polygons, shape, complain):
     shape : (height, width)
     complain : callable(problem, stops)
     """
-    from pycocotools import mask as coco
-
     height, width = shape
     if not isinstance(polygons, list) or not polygons:
         complain(f"the polygons are {describe(polygons)}; a list of lists of numbers is needed")
@@ -91,16 +102,21 @@ def polygons_mask(polygons, shape, complain):
             return None
         if (xy < -SLACK).any() or (xy > size + SLACK).any():
             complain(f"a polygon leaves the image, which is {width} wide and {height} high; it is clipped", stops=False)
-    return coco.decode(coco.merge(coco.frPyObjects(polygons, height, width)))
+    return polygons
 
 
 def rle_mask(rle, shape, complain):
-    """The mask of COCO's run lengths, {"size": [height, width], "counts": ...}, or None where they cannot be used.
+    """The mask of COCO's run lengths, or None where they cannot be used; see usable_rle."""
+    usable = usable_rle(rle, shape, complain)
+    return None if usable is None else outline_mask(usable, shape)
 
-    counts are a list of integers, or the text that COCO compresses them to. Runs of 0 and 1 in turn, down the columns.
+
+def usable_rle(rle, shape, complain):
+    """COCO's run lengths with counts as a list, or None, after a complaint, where they cannot be used. Nothing is decoded.
+
+    rle: {"size": [height, width], "counts": ...}; counts are a list of integers, or the text that COCO compresses them to.
+    Runs of 0 and 1 in turn, down the columns.
     """
-    from pycocotools import mask as coco
-
     height, width = shape
     size, counts = rle.get("size"), rle.get("counts")
     if size != [height, width]:
@@ -118,7 +134,7 @@ def rle_mask(rle, shape, complain):
     if sum(runs) != height * width:
         complain(f"the run lengths cover {sum(runs)} pixels, the image has {height * width}")
         return None
-    return coco.decode(coco.frPyObjects({"size": size, "counts": runs}, height, width))
+    return {"size": size, "counts": runs}
 
 
 def _uncompressed(text):

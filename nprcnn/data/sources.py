@@ -14,11 +14,13 @@ Options follow a comma: "coco:a.json,images=photos". Every kind also takes held_
 N images chosen at random, the same ones everywhere, are held out, and one of the two parts is opened.
 """
 
+import contextlib
 import importlib.util
 import re
+import traceback
 from pathlib import Path
 
-from ..errors import ConfigError, DataError
+from ..errors import ConfigError, DataError, NprcnnError
 from .coco import Coco
 from .faults import refuse
 from .folder import Folder
@@ -151,8 +153,24 @@ class Own(Source):
         file = Path(file if file.endswith(".py") else file + ".py")
         if not file.is_file():
             raise DataError(f"{file} is not there; python:FILE.py needs a file with a class derived from nprcnn.data.Source")
-        self.source = _class_in(file)(*[argument] * bool(argument))
-        self.class_names = tuple(self.source.class_names)
+        self.file = file
+        with self._blamed("the class cannot be made"):
+            self.source = _class_in(file)(*[argument] * bool(argument))
+            self.class_names = tuple(self.source.class_names)
+
+    @contextlib.contextmanager
+    def _blamed(self, what):
+        """What the user's file raises becomes a DataError that names the file and the line. Ours, and the end of the set, pass."""
+        try:
+            yield
+        except (NprcnnError, IndexError):
+            raise
+        except Exception as error:
+            frames = traceback.extract_tb(error.__traceback__)
+            lines = [frame.lineno for frame in frames if Path(frame.filename).resolve() == self.file.resolve()]
+            lines += [error.lineno] if isinstance(error, SyntaxError) else []
+            place = f"line {lines[-1]}: " if lines else ""
+            raise DataError(f"{self.file}: {place}{what}, {type(error).__name__}: {error}") from error
 
     def __reduce__(self):
         return Own, (self.path,)
@@ -161,7 +179,8 @@ class Own(Source):
         return len(self.source)
 
     def __getitem__(self, i):
-        return self.source[i]
+        with self._blamed(f"image {i} cannot be read"):
+            return self.source[i]
 
     @property
     def category_ids(self):
@@ -171,7 +190,8 @@ class Own(Source):
         return self.source.name(i)
 
     def fingerprint(self):
-        return self.source.fingerprint()
+        """Changes with the text of the file, too: it may hold annotations, or decide what becomes of them."""
+        return digest(self.file.read_bytes(), self.source.fingerprint())
 
 
 def _class_in(file):

@@ -132,7 +132,7 @@ def target_from_masks(masks, labels, image_id):
 
     Parameters
     ----------
-    masks : (n, H, W) of 0 and 1, or bool
+    masks : (n, H, W) of 0 and 1, or bool; of an image without objects (0, H, W)
     labels : (n,) integers, 1 to K - 1
     image_id : int
 
@@ -142,6 +142,9 @@ def target_from_masks(masks, labels, image_id):
         A mask is empty, or there are not as many labels as masks.
     """
     masks = np.asarray(masks).astype(np.uint8)
+    if masks.shape == (0,) and not len(labels):
+        raise DataError(f"image {image_id} has no objects, and [] does not say how large the image is: give masks of the shape "
+                        "(0, height, width), np.zeros((0, *image.shape[:2]), np.uint8)")
     if masks.ndim != 3 or len(labels) != len(masks):
         raise DataError(f"image {image_id}: masks of the shape {masks.shape} and {len(labels)} labels; (n, H, W) and n are needed")
     boxes = [mask_box(mask) for mask in masks]

@@ -4,10 +4,9 @@ A model for COCO has 91 outputs (torchvision) or 81 (Detectron2), a COCO file 80
 belongs together is found by the names.
 """
 
-import re
-
 import numpy as np
 
+from ..data.coco_names import say_nothing, some
 from ..errors import ConfigError
 
 
@@ -41,15 +40,9 @@ def match_classes(model_names, source_names):
         notes = [f"of the model's classes, {len(shared)} are in the data set"]
         missing = [name for name in own[1:] if name not in shared]
         if missing:
-            notes.append(f"the model does not know, and so misses: {_some(missing)}")
+            notes.append(f"the model does not know, and so misses: {some(missing)}")
         return np.array([label.get(name, 0) if k > 0 else 0 for k, name in enumerate(theirs)]), notes
     if len(theirs) == len(own):
-        nameless = all(re.fullmatch(r"class \d+", name) for name in theirs[1:])
-        return np.arange(len(own)), [] if nameless else [f"classes are taken by number: {_some(theirs[1:])} for {_some(own[1:])}"]
-    raise ConfigError(f"the model has the classes {_some(theirs[1:])}, the data set {_some(own[1:])}: none in common, and not the same "
+        return np.arange(len(own)), [] if say_nothing(theirs) else [f"classes are taken by number: {some(theirs[1:])} for {some(own[1:])}"]
+    raise ConfigError(f"the model has the classes {some(theirs[1:])}, the data set {some(own[1:])}: none in common, and not the same "
                       "number; evaluate on the kind of data that it was trained on")
-
-
-def _some(names):
-    """At most five names."""
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

@@ -80,7 +80,8 @@ def join(parts):
 
 
 def truth_entries(source, i, key, target):
-    """The COCO annotations of image i. Of a COCO file its own, whose "area" decides what is small; of other sources from the target."""
+    """The COCO annotations of image i. Of a COCO file its own, whose "area" decides what is small; of other sources from the target,
+    which of a COCO file is not looked at."""
     source, i = origin(source, i)
     if isinstance(source, Coco):
         return [_with_area({**annotation, "image_id": key, "category_id": label}, source.images[i])

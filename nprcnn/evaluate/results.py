@@ -9,7 +9,7 @@ from ..data.coco import Coco
 from ..data.faults import INTEGER, NUMBER, describe, is_number, lacks
 from ..data.files import read_json
 from ..data.images import write_whole
-from ..data.outlines import rle_mask
+from ..data.outlines import usable_rle
 from ..errors import DataError
 from .entries import Entries, compressed, origin, truth_entries
 
@@ -120,7 +120,8 @@ def read_truth(source):
         inner, i = origin(source, n)
         if isinstance(inner, Coco):
             key, size = inner.images[i]["id"], (inner.images[i]["height"], inner.images[i]["width"])
-            target = inner.target(i, None)  # for its checks: on run lengths that do not fit their image, pycocotools does not end
+            list(inner.usable(i))  # for its checks: on run lengths that do not fit their image, pycocotools does not end
+            target = None  # truth_entries takes what the file says
             with_masks = with_masks and inner.has_masks
         else:
             image, target = source[n]
@@ -149,4 +150,4 @@ def _check_row(row, kinds, sizes, label_of, complain):
     if "bbox" in kinds and not (all(map(math.isfinite, row["bbox"])) and min(row["bbox"][2:]) >= 0):
         complain(f"has the box x, y, width, height = {row['bbox']}; finite numbers are needed, and sides of at least 0")
     if "segm" in kinds:
-        rle_mask(row["segmentation"], sizes[row["image_id"]], complain)
+        usable_rle(row["segmentation"], sizes[row["image_id"]], complain)
