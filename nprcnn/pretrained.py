@@ -2,6 +2,8 @@
 
 import json
 import math
+import numbers
+import re
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +11,7 @@ import numpy as np
 from .data.coco_names import class_names
 from .errors import ConfigError, WeightsError
 from .models import builders
+from .models.settings import Settings
 from .weights.files import load_state, read_weights
 from .weights.recognise import Recognised, recognise
 
@@ -55,6 +58,7 @@ def load_model(path, like=None, **arguments):
     WeightsError
         See read_weights and recognise. ConfigError for an argument that the builder does not take.
     """
+    check_settings(arguments)
     state = read_weights(path)
     try:
         found = like or stated_model(path) or recognise(state)
@@ -104,10 +108,30 @@ def build_model(builder, arguments, rng=None):
     if name is None:
         known = [n.removeprefix("maskrcnn_") for n in vars(builders) if n.startswith(("maskrcnn_", "fasterrcnn_"))]
         raise ConfigError(f"there is no model {builder!r}; choose one of: {', '.join(known)}")
+    check_settings(arguments)
     try:
         return getattr(builders, name)(rng=rng, **{key: as_tuples(value) for key, value in arguments.items()})
     except TypeError as error:
-        raise ConfigError(f"the model {builder} cannot be built: {error}") from error
+        unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+        raise ConfigError(f"the model {builder} has no setting {unknown[1]!r}" if unknown else
+                          f"the model {builder} cannot be built: {error}") from error
+
+
+def check_settings(arguments):
+    """ConfigError for a setting of another kind than its default, or a number that cannot be: later it would be an error of NumPy's."""
+    kinds = {"masks": True, "num_classes": 2, **Settings._field_defaults}
+    for name, value in arguments.items():
+        default, problem = kinds.get(name), None
+        number = isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
+        if isinstance(default, bool):
+            problem = None if isinstance(value, bool) else "True or False is needed"
+        elif isinstance(default, int):
+            least = 1 if name in ("min_size", "max_size", "size_divisible") else 0
+            problem = None if number and value == int(value) and value >= least else f"an integer of at least {least} is needed"
+        elif isinstance(default, float):
+            problem = None if number and value >= 0 else "a number of at least 0 is needed"
+        if problem:
+            raise ConfigError(f"the setting {name}={value!r}: {problem}")
 
 
 def builder_name(name):

@@ -103,6 +103,12 @@ def test_result_files(tmp_path, capsys):
     (["shapes", "--count", "1", "--plot", "absent/x.png"], "there is no folder absent"),
     (["shapes", "--count", "1", "--json", "absent/x.json"], "there is no folder absent"),
     (["shapes", "--count", "1", "--results", "BBOX"], "bbox.json is a file; give a folder"),
+    (["shapes", "--count", "1", "--results", "bbox.json/x"], "--results bbox.json/x cannot be made: .*bbox.json is a file"),
+    (["--data", "shapes:0", "--weights", "shapes"], "shapes:0 holds no images"),
+    (["--data", "folder:.", "--weights", "shapes"], "folder:. holds no images"),
+    (["shapes", "--count", "1", "--set", "min_size=abc"], "the setting min_size='abc': an integer of at least 1 is needed"),
+    (["shapes", "--count", "1", "--set", "box_nms_thresh=-1"], "the setting box_nms_thresh=-1: a number of at least 0 is needed"),
+    (["shapes", "--count", "1", "--set", "mask_target_binary=2"], "the setting mask_target_binary=2: True or False is needed"),
     (["shapes", "--count", "1", "--set", "colour=3"], "was recognised as: .*colour"),
 ])
 def test_bad_input_is_one_sentence_and_exit_code_2(arguments, message, tmp_path, capsys, monkeypatch):
@@ -115,3 +121,15 @@ def test_bad_input_is_one_sentence_and_exit_code_2(arguments, message, tmp_path,
     error = capsys.readouterr().err
     assert re.search(message, error) and "Traceback" not in error and error.count("\n") == 1
     assert sorted(p.name for p in tmp_path.iterdir()) == before
+
+
+def test_no_permission_is_said_before_the_work(tmp_path, capsys, monkeypatch):
+    """Root may write anywhere: the system's answer is another one here."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("nprcnn.cli.common.os.access", lambda place, mode: False)
+    monkeypatch.setattr("nprcnn.cli.evaluate.from_model", lambda args: pytest.fail("the work had begun"))
+    for option, value in (("--json", "a.json"), ("--results", "deep/results")):
+        assert main(["evaluate", "shapes", option, value]) == 2
+        assert re.search(f"{value} cannot be written: there is no permission to write to .*; give another place", capsys.readouterr().err)
+    (tmp_path / "a.json").write_text("")
+    assert main(["evaluate", "shapes", "--json", "a.json"]) == 2 and "permission to write to a.json" in capsys.readouterr().err

@@ -183,7 +183,7 @@ def test_divergence_and_its_replay(labels, tmp_path, capsys):
 @pytest.mark.parametrize("more, message", [
     (["--freeze", "stomach"], "no part 'stomach' to freeze; the parts are stem, layer1"),
     (["--model", "resnet51"], "there is no model 'resnet51'; choose one of: "),
-    (["--set", "colour=blue"], "cannot be built: .*colour"),
+    (["--set", "colour=blue"], "the model tiny has no setting 'colour'"),
     (["--weights", "absent.npz"], "absent.npz: there is no such file"),
     (["--weights", "OTHER"], "the weights are those of another model: .* Choose --model, and --set"),
     (["--held-out", "100"], "100 images cannot be held out of 8"),
@@ -229,3 +229,37 @@ def test_the_recipe_can_be_resumed(tmp_path, monkeypatch):
     assert main([*arguments, str(tmp_path / "run"), "--resume"]) == 0
     models = [nprcnn.maskrcnn_tiny(weights=tmp_path / name / "tiny_shapes.safetensors") for name in ("whole", "run")]
     assert snapshot(models[0]) == snapshot(models[1]) and (tmp_path / "run" / "result.json").exists()
+
+
+@pytest.mark.parametrize("arguments, message", [
+    (["--data", "shapes:0"], "shapes:0 holds no images"),
+    (["--data", "shapes:4", "--val", "shapes:0"], "shapes:0 holds no images"),
+    (["--data", "shapes:4", "--held-out", "4"], "--held-out 4: shapes:4 holds no more images, so none is left to train on"),
+    (["--data", "shapes:4", "--weight-decay", "-1"], "--weight-decay -1.0: a number of at least 0 is needed"),
+    (["--data", "shapes:4", "--weight-decay", "nan"], "--weight-decay nan"),
+    (["--data", "shapes:4", "--schedule", "step", "--drops", "0.5", "3"], "--drops 0.5 3.0: parts of the whole training"),
+    (["--data", "shapes:4", "--augment", "flip"], "--augment flip: give NAME=VALUE, such as flip=0.5"),
+    (["--data", "shapes:4", "--augment", "flip=abc"], "augmentation: flip=abc is no number; one in 0..1 is needed"),
+    (["--data", "shapes:4", "--augment", "crop=5"], "augmentation: crop=5; give a height and a width"),
+    (["--data", "shapes:4", "--augment", "crop=(64.5,64)"], "give a height and a width"),
+    (["--data", "shapes:4", "--augment", "scale=(a,2)"], "give the smallest and the largest factor"),
+    (["--data", "shapes:4", "--augment", "quarter_turns=5"], "quarter_turns=5; True or False is needed"),
+    (["--data", "shapes:4", "--set", "num_classes=3"], "7 classes with the background: .* leave num_classes and class_names out"),
+    (["--data", "shapes:4", "--set", "class_names=(1,2)"], "the data set has 7 classes"),
+    (["--data", "shapes:4", "--set", "min_size=abc"], "the setting min_size='abc': an integer of at least 1"),
+    (["--data", "shapes:4", "--set", "max_size=0"], "the setting max_size=0: an integer of at least 1"),
+    (["--data", "shapes:4", "--set", "masks=maybe"], "the setting masks='maybe': True or False is needed"),
+    (["--data", "shapes:4", "--set", "nope=1"], "the model tiny has no setting 'nope'"),
+    (["--replay", "absent.npz"], "absent.npz: there is no such file; a training that diverges leaves a replay.npz in its folder"),
+    (["--data", "shapes:4", "--out", "file/run"], "--out file/run cannot be made: .*file is a file"),
+    (["--data", "python:file.py"], "file.py: line 1: the class cannot be made, SyntaxError"),
+])
+def test_what_cannot_be_is_said_before_the_training(arguments, message, tmp_path, capsys, monkeypatch):
+    """And no folder is made."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "file.py").write_text("def (")
+    assert main(["train", "--out", "run", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert re.search(message, error) and error.count("\n") == 1
+    assert {p.name for p in tmp_path.iterdir()} == {"file", "file.py"}

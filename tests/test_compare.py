@@ -240,6 +240,12 @@ def files(tmp_path_factory):
     return folder
 
 
+def test_a_missing_file_is_named_once(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["compare", "absent.npz", "shapes"]) == 2
+    assert capsys.readouterr().err.startswith("nprcnn compare: absent.npz: there is no such file")
+
+
 def test_the_command(files, capsys, monkeypatch):
     monkeypatch.chdir(files)
     assert main(["compare", "a.safetensors", "a.safetensors", "--dtype", "float64"]) == 0

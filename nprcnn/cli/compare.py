@@ -17,7 +17,8 @@ def add(command):
     p.add_argument("--dtype", choices=["float32", "float64"], default="float32", help="to compute in (%(default)s)")
     p.add_argument("--save", type=Path, metavar="FILE.npz", help="write the stages of A")
     p.add_argument("--model", metavar="BUILDER", help="of nprcnn.models, instead of the one that is recognised")
-    p.add_argument("--set", action="extend", nargs="+", default=[], metavar="NAME=VALUE", help="arguments of the builder, such as min_size=400")
+    p.add_argument("--set", action="extend", nargs="+", default=[], metavar="NAME=VALUE",
+                   help="arguments of the builder, such as min_size=400")
 
 
 def run(args):
@@ -61,8 +62,9 @@ def comparable_models(paths, builder, settings):
     from ..pretrained import load_model
     from ..weights import read_weights
     from ..weights.recognise import recognise
+    state = read_weights(paths[0])
     try:
-        found = recognise(read_weights(paths[0]))
+        found = recognise(state)
     except WeightsError as error:
         raise WeightsError(f"{paths[0]}: {error}") from None
     if builder:

@@ -21,8 +21,8 @@ def add(command):
     p.add_argument("what", nargs="?", metavar="NN or FOLDER", help="the notebook's number, or the folder to grade")
     p.add_argument("--notebooks", type=Path, metavar="FOLDER", help="where the notebooks are (here, in notebooks, or in the source tree)")
     p.add_argument("--run", action="store_true", dest="run_again",
-                   help="grade: run the notebooks again with checks of our own, instead of believing the stored outputs; runs the students' "
-                   "code on this machine, about a minute a notebook")
+                   help="grade: run the notebooks again with checks of our own, instead of believing the stored outputs; runs the "
+                   "students' code on this machine, about a minute a notebook")
     p.add_argument("--json", type=Path, metavar="FILE", help="list, grade: write the result to a file, too")
     p.add_argument("--csv", type=Path, metavar="FILE", help="grade: write a table, too")
 

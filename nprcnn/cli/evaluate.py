@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from ..errors import ConfigError
-from .common import check_file, positive_number, setting, write_json
+from .common import check_file, check_folder, check_images, positive_number, setting, write_json
 
 
 def add(command):
@@ -14,7 +14,8 @@ def add(command):
     p.add_argument("--data", metavar="KIND:PATH", help="a data set instead, such as coco:instances.json or labels:FOLDER")
     p.add_argument("--weights", metavar="FILE", help='of the model, which is recognised from them; "shapes": those that come with the '
                    "package (the default on the built-in scenes)")
-    p.add_argument("--set", action="extend", nargs="+", default=[], metavar="NAME=VALUE", help="arguments of the model's builder, such as min_size=400")
+    p.add_argument("--set", action="extend", nargs="+", default=[], metavar="NAME=VALUE",
+                   help="arguments of the model's builder, such as min_size=400")
     p.add_argument("--count", type=positive_number, help="how many images, the first ones (200 scenes; all of --data)")
     p.add_argument("--difficulty", choices=["easy", "full"], help="of the scenes (full)")
     p.add_argument("--results", type=Path, metavar="DIR", help="write what was found there, as COCO result files")
@@ -73,8 +74,8 @@ def check_arguments(args):
         path = getattr(args, name)
         if path and path.suffix.lower() != ".png":
             raise ConfigError(f"--{name} {path}: pictures are written as PNG; give a name that ends in .png")
-    if args.results and args.results.exists() and not args.results.is_dir():
-        raise ConfigError(f"--results {args.results} is a file; give a folder")
+    if args.results:
+        check_folder(args.results, "--results")
 
 
 def from_files(args):
@@ -102,6 +103,8 @@ def open_data(args):
     """The data source that the arguments name."""
     if args.data:
         from ..data.sources import open_source
-        return open_source(args.data)
+        source = open_source(args.data)
+        check_images(source, args.data)
+        return source
     from ..data.shapes import Shapes
     return Shapes.held_out(args.count or 200, args.difficulty or "full")

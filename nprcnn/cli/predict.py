@@ -13,7 +13,8 @@ def add(command):
     p.add_argument("image", type=Path, help="an image file")
     p.add_argument("--weights", default="shapes", help='a file, or "shapes" for those that come with the package (%(default)s)')
     p.add_argument("--out", type=Path, metavar="PNG", help="where to write the picture (photo_found.png, in the current folder)")
-    p.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="where to compute; cuda: an NVIDIA GPU, through CuPy (%(default)s)")
+    p.add_argument("--device", choices=["cpu", "cuda"], default="cpu",
+                   help="where to compute; cuda: an NVIDIA GPU, through CuPy (%(default)s)")
     p.add_argument("--score", type=float, default=0.5, help="draw what scores at least this (%(default)s)")
 
 

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from ..errors import ConfigError, NprcnnError
-from .common import check_folder, positive_number, seed_number, setting
+from .common import check_folder, check_images, positive_number, seed_number, setting
 
 
 def add(command):
@@ -49,8 +49,10 @@ def add(command):
                    "divided by 10, as parts of the whole (2/3 8/9)")
     g.add_argument("--warmup", type=int, default=100, metavar="N", help="steps in which the rate rises (%(default)s)")
     g.add_argument("--weight-decay", type=float, default=1e-4, help="%(default)s")
-    g.add_argument("--validate-every", type=positive_number, metavar="N", help="steps between validations (a tenth of all, but at least 50)")
-    g.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="where to compute; cuda: an NVIDIA GPU, through CuPy (%(default)s)")
+    g.add_argument("--validate-every", type=positive_number, metavar="N",
+                   help="steps between validations (a tenth of all, but at least 50)")
+    g.add_argument("--device", choices=["cpu", "cuda"], default="cpu",
+                   help="where to compute; cuda: an NVIDIA GPU, through CuPy (%(default)s)")
     g.add_argument("--save-every", type=positive_number, default=100, metavar="N", help="steps between checkpoints (%(default)s)")
 
 
@@ -101,11 +103,16 @@ def train_on(args, ranks):
     from ..train import train_in_folder
     from ..train.start import freeze, norm_eps, start_from
     steps = args.steps or 1000
+    if not 0 <= args.weight_decay < float("inf"):
+        raise ConfigError(f"--weight-decay {args.weight_decay}: a number of at least 0 is needed")
+    if not all(0 <= part <= 1 for part in args.drops):
+        raise ConfigError(f"--drops {' '.join(map(str, args.drops))}: parts of the whole training are needed, in 0..1")
     if args.workers < 0 or not 0 <= args.warmup < steps:
         raise ConfigError(f"--workers {args.workers}, --warmup {args.warmup}: at least 0 is needed, and a warm-up shorter than {steps} "
                           "steps")
     source, held_out = open_data(args)
     model_settings = {"num_classes": len(source.class_names), "class_names": source.class_names, **dict(map(setting, args.set))}
+    check_classes(model_settings, source.class_names)
     model = build_model(args.model, model_settings, np.random.default_rng(args.seed))
     say = print if ranks.rank == 0 else (lambda text: None)
     if args.weights:
@@ -130,6 +137,14 @@ def train_on(args, ranks):
         print(summary(rows, args.out))
 
 
+def check_classes(settings, names):
+    """ConfigError if --set gives a model that has other classes than the data set."""
+    count, own = settings["num_classes"], settings["class_names"]
+    if not isinstance(count, int) or count < len(names) or not isinstance(own, (tuple, list)) or len(own) != count:
+        raise ConfigError(f"the data set has {len(names)} classes with the background: {', '.join(names)}; the model takes them "
+                          "from there, so leave num_classes and class_names out of --set, or give both")
+
+
 def evaluate_together(model, source, ranks):
     """nprcnn.evaluate.evaluate, each rank a share of the images: the metrics on the first one, None on the others."""
     from ..evaluate import coco_metrics, collect, join
@@ -146,9 +161,15 @@ def open_data(args):
     if args.held_out and args.val:
         raise ConfigError("either --held-out or --val")
     if args.held_out:
-        return (open_source(args.data, held_out=args.held_out, part=part) for part in ("train", "held_out"))
+        parts = [open_source(args.data, held_out=args.held_out, part=part) for part in ("train", "held_out")]
+        if not len(parts[0]):
+            raise ConfigError(f"--held-out {args.held_out}: {args.data} holds no more images, so none is left to train on")
+        return parts
     source, held_out = open_source(args.data), open_source(args.val) if args.val else None
-    if held_out and held_out.class_names != source.class_names:
+    check_images(source, args.data)
+    if held_out is not None:
+        check_images(held_out, args.val)
+    if held_out is not None and held_out.class_names != source.class_names:
         raise ConfigError(f"--val has the classes {', '.join(held_out.class_names[1:])}, --data has {', '.join(source.class_names[1:])}")
     return source, held_out
 
@@ -163,7 +184,7 @@ def augmentation(texts):
     from ..data.transforms import Augment
     if texts is None:
         return None
-    given = dict(map(setting, texts))
+    given = dict(setting(text, "--augment") for text in texts)
     unknown = [name for name in given if name not in Augment._fields]
     if unknown:
         raise ConfigError(f"--augment {unknown[0]}: there is no such change; choose from {', '.join(Augment._fields)}")
