@@ -7,8 +7,9 @@
     "im2col"          conv_im2col.py      all others: strides, dilations, the 7x7 stem
 
 choose_algorithm says which one a layer gets and holds the reasons. Each algorithm ends in the same epilogue (conv_epilogue.py).
-A kernel here is a Python function that walks over blocks; in a block, compiled loops rearrange numbers and NumPy's matrix product (BLAS)
-does the multiplying. The blocks are shared out among threads (workers.py).
+A kernel here is a Python function that walks over blocks; in a block, compiled loops rearrange numbers, and a matrix product does the
+multiplying: NumPy's (BLAS), or in Winograd's forward pass one of our own (conv_product.py). The blocks are shared out among threads
+(workers.py).
 """
 
 import numpy as np
@@ -24,16 +25,16 @@ from .lock import one_at_a_time
 
 ALGORITHMS = ("pointwise", "winograd 4x4", "winograd 2x2", "direct", "im2col")
 
-# Outputs of a Winograd tile along each axis. The largest error of 4 is 10 to 40 times that of im2col, up to 1.6e-5 of the largest
-# feature; that of 2 at most 3 times (conv_errors.py has the table), and it takes 1.3 times as long or more. With 4 the
+# Outputs of a Winograd tile along each axis. The largest error of 4 is 10 to 45 times that of im2col, up to 2.1e-5 of the largest
+# feature; that of 2 at most 3 times (conv_errors.py has the table), and it takes 1.2 times as long or more. With 4 the
 # boxes, scores and masks of the whole network stay within torchvision's own rounding (tests/test_parity_predict.py). Where a network asks
 # for more, set this to 2.
 WINOGRAD_TILE = 4
 
 # Measured, float32, one core of an x86-64 with AVX2, CPU time:
-LEAST_CHANNELS = 32      # in and out: with 32 and 64 tiles, Winograd 0.50 ms, im2col 0.58; with 16, 0.34 and 0.33
-LEAST_TILES_4X4 = 32     # of 4x4 outputs: with 256 channels and 16 tiles, 4x4 4.7 ms, 2x2 3.6, im2col 4.4; with 64 tiles 7.7, 9.9, 15.6
-LEAST_TILES_2X2 = 12     # of 4x4 outputs, too: with 4 tiles 3.7, 2.0 and 1.5 ms
+LEAST_CHANNELS = 32      # in and out: with 32 and 64 tiles, Winograd 0.31 ms, im2col 0.44; with 16, 0.18 and 0.20
+LEAST_TILES_4X4 = 32     # of 4x4 outputs: with 256 channels and 16 tiles, 4x4 4.4 ms, 2x2 3.4, im2col 4.4; with 64 tiles 7.7, 9.8, 16.5
+LEAST_TILES_2X2 = 12     # of 4x4 outputs, too: with 4 tiles 3.5, 1.7 and 1.3 ms
 LEAST_CHANNELS_2X2 = 128
 
 

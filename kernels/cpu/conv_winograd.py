@@ -19,14 +19,15 @@ Over C input channels the products are summed before A^T, so at each of the 36 p
     4. outputs   M                 -> y (N, O, OH, OW)     A^T m A, then the epilogue
 
 Tiles are counted through all images, row by row: t = (n * TH + ty) * TW + tx. So the mask head's hundred RoIs of 14 x 14 are one wide
-product, not a hundred thin ones. Steps 2 to 4 run in blocks of tiles, for V and M take 36 / 16 times the room of x and y. A thread takes
-a block through all three.
+product, not a hundred thin ones. Steps 2 to 4 run in blocks of tiles, small enough that V and M stay in the L3 cache. A thread takes a
+block through all three. The matrices are small, and their numbers are on the move anyway: so U and V are written in the order in
+which a product reads them (conv_product.py has it, and the shapes).
 
 Backward. dx: step 1 with the filters turned round, then the same. dw, from the transposes of the same four steps:
 
     dM = A dy A^T  (36, O, T)        dU = dM @ V^T  (36, O, C)        dw = G^T dU G
 
-which costs a quarter of the products, too.
+which costs a quarter of the products, too. Here the sum runs over tiles, which lie in the lanes: dM and V are plain matrices for BLAS.
 
 Numbers that are not finite: inf - inf in B^T d B makes NaN of outputs that never meet the inf. The output transform looks for
 that; then conv_winograd returns None, and the caller convolves in another way, which puts NaN and inf exactly where they belong.
@@ -39,11 +40,13 @@ import numpy as np
 from . import conv_winograd_2x2 as f2x2
 from . import conv_winograd_4x4 as f4x4
 from . import workers
+from .conv_product import PANEL, ROWS, multiply
 from .conv_scratch import scratch
 
-BLOCK_BYTES = 48 << 20   # of V and M together
-LEAST_TILES = 256        # a block's width: a narrower matrix product is slower for each number of it ...
-LEAST_SHARED_TILES = 32  # ... but of few tiles each thread takes its share
+FORWARD_BYTES = 8 << 20      # of V and M of a block; measured, 4 to 12 MiB are about equally fast, 2 MiB takes 1.3 times as long
+GRADIENT_BYTES = 48 << 20    # of V and dM of a block; larger, for a wide product is what BLAS is good at
+LEAST_TILES = 256            # of such a block, even if it gets larger
+LEAST_SHARED_TILES = 32      # of few tiles each thread takes its share
 
 
 class Transforms(NamedTuple):
@@ -70,24 +73,25 @@ def conv_winograd(x, w, geo, epilogue, transforms):
     """x (N, C, H, W), w (O, C, 3, 3), stride 1, any padding -> y (N, O, OH, OW), or None if y is not finite."""
     y = np.empty(geo.y_shape, x.dtype)
     channels, out_channels, places = x.shape[1], len(w), transforms.places
+    u_panels = -(-out_channels // ROWS)
     suspects = []
-    with scratch(x.dtype, places * out_channels * channels) as (u_buffer,):
-        U = u_buffer.reshape(places, out_channels, channels)
-        workers.run(transforms.filters, [(w, U, *part) for part in workers.parts(out_channels)], w.size * places)
+    with scratch(x.dtype, places * u_panels * channels * ROWS) as (u_buffer,):
+        U = u_buffer.reshape(places, u_panels, channels, ROWS)
+        workers.run(transforms.filters, [(w, U, *part) for part in workers.parts(u_panels)], w.size * places)
 
         def convolve_tiles(first, size):
             """Steps 2 to 4 of the tiles first .. first + size - 1."""
             suspect = np.zeros(out_channels, x.dtype)
-            with scratch(x.dtype, places * channels * size, places * out_channels * size) as (V, M):
-                V, M = V.reshape(places, channels, size), M.reshape(places, out_channels, size)
-                transforms.inputs(x, V, first, *geo.padding, *geo.y_shape[2:])
-                with np.errstate(all="ignore"):     # what is not finite is thrown away below
-                    np.matmul(U, V, out=M)
-                transforms.outputs(M, y, first, epilogue.scale, epilogue.shift, epilogue.residual, epilogue.has_residual,
+            panels = -(-size // PANEL)
+            with scratch(x.dtype, places * panels * channels * PANEL, places * panels * u_panels * ROWS * PANEL) as (V, M):
+                M = M.reshape(places, panels, u_panels * ROWS, PANEL)
+                transforms.inputs(x, V, panels * channels * PANEL, channels * PANEL, PANEL, first, size, *geo.padding, *geo.y_shape[2:])
+                multiply(U, V.reshape(places, panels, channels, PANEL), M)
+                transforms.outputs(M, y, first, size, epilogue.scale, epilogue.shift, epilogue.residual, epilogue.has_residual,
                                    epilogue.relu, suspect)
             suspects.append(suspect)
 
-        workers.run(convolve_tiles, _blocks(geo, transforms, x.itemsize), _multiplications(geo, transforms))
+        workers.run(convolve_tiles, _blocks(geo, transforms, x.itemsize, FORWARD_BYTES), _multiplications(geo, transforms))
     return y if np.isfinite(suspects).all() else None
 
 
@@ -96,16 +100,17 @@ def grad_w_winograd(dy, x, geo, transforms):
     channels, out_channels, places = x.shape[1], dy.shape[1], transforms.places
     dw = np.empty(geo.w_shape, x.dtype)
     pairs = places * out_channels * channels
-    blocks = _blocks(geo, transforms, x.itemsize)
+    blocks = _blocks(geo, transforms, x.itemsize, GRADIENT_BYTES, LEAST_TILES)
     shares = [blocks[start:stop] for start, stop in workers.parts(len(blocks))]
 
     def add_tiles(share, dU, product):
         """dU (36, O, C) = the sum over the blocks of a share."""
         for i, (first, size) in enumerate(share):
-            with scratch(x.dtype, places * channels * size, places * out_channels * size) as (V, dM):
-                V, dM = V.reshape(places, channels, size), dM.reshape(places, out_channels, size)
-                transforms.inputs(x, V, first, *geo.padding, *geo.y_shape[2:])
-                transforms.output_gradients(dy, dM, first)
+            tiles = -(-size // PANEL) * PANEL
+            with scratch(x.dtype, places * channels * tiles, places * out_channels * tiles) as (V, dM):
+                transforms.inputs(x, V, channels * tiles, PANEL, tiles, first, size, *geo.padding, *geo.y_shape[2:])
+                V, dM = V.reshape(places, channels, tiles), dM.reshape(places, out_channels, tiles)
+                transforms.output_gradients(dy, dM, first, size)
                 # forward: M = U @ V, so dU = dM @ V.T, summed over the blocks
                 with np.errstate(all="ignore"):
                     np.matmul(dM, V.swapaxes(1, 2), out=product if i else dU)
@@ -133,15 +138,15 @@ def tile_count(geo, tile):
     return n * -(-out_h // tile) * -(-out_w // tile)
 
 
-def _blocks(geo, transforms, itemsize):
-    """[(first, size)]: all tiles, cut so that V and M of a block stay below BLOCK_BYTES, unless it would be thinner than LEAST_TILES, and
-    so that all threads have about as many; all blocks alike."""
-    tiles = tile_count(geo, transforms.tile)
-    bytes_per_tile = transforms.places * (geo.x_shape[1] + geo.y_shape[1]) * itemsize
-    count = -(-tiles // max(LEAST_TILES, BLOCK_BYTES // bytes_per_tile))
-    threads = len(workers.parts(tiles, LEAST_SHARED_TILES))
-    count = -(-count // threads) * threads
-    starts = [tiles * i // count for i in range(count + 1)]
+def _blocks(geo, transforms, itemsize, nbytes, least_tiles=PANEL):
+    """[(first, size)]: all tiles, cut into whole panels and so that V and M of a block stay below `nbytes`, unless it would be thinner
+    than `least_tiles`; as many blocks for each thread, and all about alike."""
+    panels = -(-tile_count(geo, transforms.tile) // PANEL)
+    bytes_per_panel = transforms.places * (geo.x_shape[1] + geo.y_shape[1]) * itemsize * PANEL
+    count = -(-panels // max(1, least_tiles // PANEL, nbytes // bytes_per_panel))
+    threads = len(workers.parts(panels, LEAST_SHARED_TILES // PANEL))
+    count = min(panels, -(-count // threads) * threads)
+    starts = [min(panels * i // count * PANEL, tile_count(geo, transforms.tile)) for i in range(count + 1)]
     return [(start, stop - start) for start, stop in zip(starts, starts[1:])]
 
 

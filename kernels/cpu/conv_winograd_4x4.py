@@ -20,7 +20,9 @@ import numpy as np
 from numba import njit
 
 from .checks import ZERO
-from .conv_tiles import CHUNK, load_output_tiles, load_tiles, store_tiles
+from .conv_product import PANEL, ROWS
+from .conv_tiles import CHUNK, SLACK, load_lines, store_lines
+from .vectors import collect_4, deal_4, load, store, zeros_like
 
 FASTMATH = {"contract"}  # fuse a product with a sum, nothing else
 # Exact in float32, so that they serve both: float32 * float64 is float64, but float32 * the integer 4 would be float64 as well.
@@ -67,9 +69,14 @@ def _gt(u0, u1, u2, u3, u4, u5):
 
 @njit(nogil=True, fastmath=FASTMATH, cache=True)
 def filters(w, U, start, stop):
-    """w (O, C, 3, 3) -> U (36, O, C): G g G^T, of the output channels start .. stop - 1. Here a chunk is CHUNK input channels."""
+    """w (O, C, 3, 3) -> U (36, O / ROWS, C, ROWS): G g G^T, of the panels of output channels start .. stop - 1. Here a chunk is CHUNK
+    input channels."""
     channels = w.shape[1]
-    for o in range(start, stop):
+    for o in range(start * ROWS, stop * ROWS):
+        panel, row = o // ROWS, o % ROWS
+        if o >= len(w):
+            U[:, panel, :, row] = ZERO
+            continue
         a = np.zeros((3, 3, CHUNK), w.dtype)
         b = np.empty((6, 3, CHUNK), w.dtype)
         e = np.empty((6, CHUNK), w.dtype)
@@ -87,92 +94,107 @@ def filters(w, U, start, stop):
                 for c in range(CHUNK):
                     e[0, c], e[1, c], e[2, c], e[3, c], e[4, c], e[5, c] = _g(b[i, 0, c], b[i, 1, c], b[i, 2, c])
                 for j in range(6):
-                    to = U[6 * i + j, o, first:first + size]
+                    to = U[6 * i + j, panel, first:first + size]
                     for c in range(size):
-                        to[c] = e[j, c]
+                        to[c, row] = e[j, c]
+
+
+@njit(cache=True)
+def _six(numbers, start, step):
+    """Six vectors, `step` numbers apart."""
+    return (load(numbers, start), load(numbers, start + step), load(numbers, start + 2 * step),
+            load(numbers, start + 3 * step), load(numbers, start + 4 * step), load(numbers, start + 5 * step))
 
 
 @njit(nogil=True, fastmath=FASTMATH, cache=True)
-def inputs(x, V, first, ph, pw, out_h, out_w):
-    """x (N, C, H, W) -> V (36, C, T): B^T d B of the tiles first .. first + T - 1."""
-    tiles = V.shape[2]
-    for c in range(x.shape[1]):
-        a = np.zeros((6, 6, CHUNK), x.dtype)      # zeros: the last chunk is not full, and leftovers there could be slow denormals
-        b = np.empty((6, 6, CHUNK), x.dtype)
-        line = np.empty(4 * CHUNK + 2, x.dtype)
-        for start in range(0, tiles, CHUNK):
-            size = min(CHUNK, tiles - start)
-            load_tiles(x, c, first + start, size, 4, ph, pw, out_h, out_w, line, a)
-            for k in range(6):
-                for t in range(CHUNK):
-                    b[0, k, t], b[1, k, t], b[2, k, t], b[3, k, t], b[4, k, t], b[5, k, t] = _bt(
-                        a[0, k, t], a[1, k, t], a[2, k, t], a[3, k, t], a[4, k, t], a[5, k, t])
-            for i in range(6):
-                for t in range(CHUNK):
-                    a[i, 0, t], a[i, 1, t], a[i, 2, t], a[i, 3, t], a[i, 4, t], a[i, 5, t] = _bt(
-                        b[i, 0, t], b[i, 1, t], b[i, 2, t], b[i, 3, t], b[i, 4, t], b[i, 5, t])
-            for i in range(6):
+def inputs(x, V, place_step, panel_step, channel_step, first, tiles, ph, pw, out_h, out_w):
+    """x (N, C, H, W) -> V (36, C, T): B^T d B of the tiles first .. first + tiles - 1.
+
+    V : flat, in whichever order: a panel of PANEL tiles is at place * place_step + panel * panel_step + channel * channel_step
+    """
+    flat = x.reshape(-1)
+    length = 4 * CHUNK + SLACK
+    lines = np.empty(12 * length, x.dtype)
+    b = np.empty(36 * PANEL, x.dtype)
+    for chunk in range(0, tiles, CHUNK):
+        size = min(CHUNK, tiles - chunk)
+        for c in range(x.shape[1]):
+            load_lines(x, flat, c, first + chunk, size, 4, 6, ph, pw, out_h, out_w, lines)
+            for tile in range(0, size, PANEL):
+                for i in range(6):
+                    d0, d1, d2, d3 = deal_4(lines, i * length + 4 * tile)
+                    d4, d5, _, _ = deal_4(lines, (6 + i) * length + 4 * tile)
+                    row = _bt(d0, d1, d2, d3, d4, d5)
+                    for k in range(6):
+                        store(b, (6 * i + k) * PANEL, row[k])
+                to = (chunk + tile) // PANEL * panel_step + c * channel_step
                 for k in range(6):
-                    to = V[6 * i + k, c, start:start + size]
-                    for t in range(size):
-                        to[t] = a[i, k, t]
+                    column = _bt(*_six(b, k * PANEL, 6 * PANEL))
+                    for i in range(6):
+                        store(V, to + (6 * i + k) * place_step, column[i])
 
 
 @njit(nogil=True, fastmath=FASTMATH, cache=True)
-def outputs(M, y, first, scale, shift, residual, has_residual, relu, suspect):
-    """M (36, O, T) -> y (N, O, OH, OW): A^T m A of the tiles first .. first + T - 1, through the epilogue.
+def outputs(M, y, first, tiles, scale, shift, residual, has_residual, relu, suspect):
+    """M (36, T / PANEL, O, PANEL) -> y (N, O, OH, OW): A^T m A of the tiles first .. first + tiles - 1, through the epilogue.
 
     suspect (O,): NaN afterwards where a number before the epilogue is not finite, for 0 * inf and 0 * NaN are NaN.
     """
-    tiles = M.shape[2]
-    for o in range(y.shape[1]):
-        a = np.zeros((6, 6, CHUNK), y.dtype)
-        b = np.empty((4, 6, CHUNK), y.dtype)
-        bad = np.zeros(CHUNK, y.dtype)
-        line = np.empty(4 * CHUNK, y.dtype)
-        for start in range(0, tiles, CHUNK):
-            size = min(CHUNK, tiles - start)
-            for i in range(6):
+    sums, flat, residual = M.reshape(-1), y.reshape(-1), residual.reshape(-1)
+    place_step, panel_step = M[0].size, M[0, 0].size
+    length = 4 * CHUNK + SLACK
+    lines = np.empty(4 * length, y.dtype)
+    b = np.empty(24 * PANEL, y.dtype)
+    bad = np.empty(PANEL, y.dtype)
+    for chunk in range(0, tiles, CHUNK):
+        size = min(CHUNK, tiles - chunk)
+        for o in range(y.shape[1]):
+            zero_or_nan = zeros_like(y)
+            for tile in range(0, size, PANEL):
+                start = (chunk + tile) // PANEL * panel_step + o * PANEL
                 for k in range(6):
-                    source = M[6 * i + k, o, start:start + size]
-                    for t in range(size):
-                        a[i, k, t] = source[t]
-            for k in range(6):
-                for t in range(CHUNK):
-                    b[0, k, t], b[1, k, t], b[2, k, t], b[3, k, t] = _at(
-                        a[0, k, t], a[1, k, t], a[2, k, t], a[3, k, t], a[4, k, t], a[5, k, t])
-            for i in range(4):
-                for t in range(CHUNK):
-                    y0, y1, y2, y3 = _at(b[i, 0, t], b[i, 1, t], b[i, 2, t], b[i, 3, t], b[i, 4, t], b[i, 5, t])
-                    bad[t] += ZERO * y0 + ZERO * y1 + ZERO * y2 + ZERO * y3
-                    a[i, 0, t], a[i, 1, t], a[i, 2, t], a[i, 3, t] = y0, y1, y2, y3
-            store_tiles(a, y, o, first + start, size, 4, scale[o], shift[o], residual, has_residual, relu, line)
-        for t in range(CHUNK):
-            suspect[o] += bad[t]
+                    column = _at(*_six(sums, start + k * place_step, 6 * place_step))
+                    for i in range(4):
+                        store(b, (6 * i + k) * PANEL, column[i])
+                for i in range(4):
+                    row = _at(*_six(b, 6 * i * PANEL, PANEL))
+                    for k in range(4):
+                        zero_or_nan = zero_or_nan + row[k] * ZERO
+                    numbers = collect_4(row)
+                    for k in range(4):
+                        store(lines, i * length + 4 * tile + k * PANEL, numbers[k])
+            store(bad, 0, zero_or_nan)
+            for t in range(PANEL):
+                suspect[o] += bad[t]
+            store_lines(lines, y, flat, o, first + chunk, size, 4, scale[o], shift[o], residual, has_residual, relu)
 
 
 @njit(nogil=True, fastmath=FASTMATH, cache=True)
-def output_gradients(dy, dM, first):
-    """dy (N, O, OH, OW) -> dM (36, O, T): A dy A^T, the transpose of `outputs`."""
-    tiles = dM.shape[2]
-    for o in range(dy.shape[1]):
-        a = np.zeros((4, 4, CHUNK), dy.dtype)
-        b = np.empty((6, 4, CHUNK), dy.dtype)
-        e = np.empty((6, CHUNK), dy.dtype)
-        for start in range(0, tiles, CHUNK):
-            size = min(CHUNK, tiles - start)
-            load_output_tiles(dy, o, first + start, size, 4, a)
-            for k in range(4):
-                for t in range(CHUNK):
-                    b[0, k, t], b[1, k, t], b[2, k, t], b[3, k, t], b[4, k, t], b[5, k, t] = _a(
-                        a[0, k, t], a[1, k, t], a[2, k, t], a[3, k, t])
-            for i in range(6):
-                for t in range(CHUNK):
-                    e[0, t], e[1, t], e[2, t], e[3, t], e[4, t], e[5, t] = _a(b[i, 0, t], b[i, 1, t], b[i, 2, t], b[i, 3, t])
+def output_gradients(dy, dM, first, tiles):
+    """dy (N, O, OH, OW) -> dM (36, O, T): A dy A^T, the transpose of `outputs`, of the tiles first .. first + tiles - 1.
+
+    T is `tiles` rounded up to whole panels; the tiles too many are 0.
+    """
+    flat, to_flat = dy.reshape(-1), dM.reshape(-1)
+    place_step, channel_step = dM[0].size, dM.shape[2]
+    length = 4 * CHUNK + SLACK
+    lines = np.empty(4 * length, dy.dtype)
+    b = np.empty(24 * PANEL, dy.dtype)
+    for chunk in range(0, tiles, CHUNK):
+        size = min(CHUNK, tiles - chunk)
+        for o in range(dy.shape[1]):
+            load_lines(dy, flat, o, first + chunk, size, 4, 4, 0, 0, dy.shape[2], dy.shape[3], lines)
+            for tile in range(0, size, PANEL):
+                for i in range(4):
+                    d0, d1, d2, d3 = deal_4(lines, i * length + 4 * tile)
+                    row = _a(d0, d1, d2, d3)
+                    for k in range(6):
+                        store(b, (6 * i + k) * PANEL, row[k])
+                to = o * channel_step + chunk + tile
                 for k in range(6):
-                    to = dM[6 * i + k, o, start:start + size]
-                    for t in range(size):
-                        to[t] = e[k, t]
+                    column = _a(load(b, k * PANEL), load(b, (6 + k) * PANEL), load(b, (12 + k) * PANEL), load(b, (18 + k) * PANEL))
+                    for i in range(6):
+                        store(to_flat, to + (6 * i + k) * place_step, column[i])
 
 
 @njit(nogil=True, fastmath=FASTMATH, cache=True)
