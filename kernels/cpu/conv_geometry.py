@@ -3,9 +3,8 @@
 Letters, as there: N images, C input channels, H x W input, O output channels, KH x KW kernel, OH x OW output, G groups.
 """
 
+from functools import lru_cache
 from typing import NamedTuple
-
-import numpy as np
 
 
 class Geometry(NamedTuple):
@@ -26,10 +25,13 @@ class Geometry(NamedTuple):
 
 def geometry(x_shape, w_shape, stride=1, padding=0, dilation=1, groups=1):
     """Check that all fits and return the sizes. ValueError: it does not; the message names the shapes."""
-    x_shape, w_shape = tuple(x_shape), tuple(w_shape)
+    return _checked(tuple(x_shape), tuple(w_shape), _pair(stride), _pair(padding), _pair(dilation), groups)
+
+
+@lru_cache(maxsize=1024)      # a network asks for the same sizes in every step, and the checks of a small layer took a tenth of its time
+def _checked(x_shape, w_shape, stride, padding, dilation, groups):
     if len(x_shape) != 4 or len(w_shape) != 4:
         raise ValueError(f"x must be (N, C, H, W) and w (O, C / groups, KH, KW), not {x_shape} and {w_shape}")
-    stride, padding, dilation = _pair(stride), _pair(padding), _pair(dilation)
     if min(stride) < 1 or min(dilation) < 1 or min(padding) < 0 or groups < 1:
         raise ValueError(f"stride {stride}, dilation {dilation} and groups {groups} must be positive and "
                          f"padding {padding} not negative")
@@ -70,5 +72,6 @@ def turned_round(w, groups):
 
 def _pair(value):
     """An int or a (vertical, horizontal) pair -> the pair, of Python ints."""
-    pair = (value, value) if isinstance(value, (int, np.integer)) else tuple(value)
-    return tuple(int(v) for v in pair)
+    if isinstance(value, (tuple, list)):
+        return tuple(map(int, value))
+    return int(value), int(value)

@@ -13,7 +13,8 @@ from . import workers
 from .conv_epilogue import finish_in_place
 
 BLOCK_BYTES = 4 << 20    # of one block of the output
-LEAST_PIXELS = 512       # a narrower product is slower for each number of it
+LEAST_PIXELS = 512       # a narrower product is slower for each number of it ...
+LEAST_SHARED = 128       # ... but of few pixels each thread takes its share
 LEAST_CHANNELS = 32      # of a thread's part of dw
 
 
@@ -67,6 +68,9 @@ def product(x, w, y, epilogue):
     width = max(LEAST_PIXELS, BLOCK_BYTES // (out_channels * y.itemsize))
     images = max(1, width // pixels)
     blocks = -(-pixels // width)
+    if n == 1:
+        threads = len(workers.parts(pixels, LEAST_SHARED))
+        blocks = -(-blocks // threads) * threads     # all threads have as many
     tasks = [(image, pixels * i // blocks, min(images, n - image), pixels * (i + 1) // blocks - pixels * i // blocks)
              for image in range(0, n, images) for i in range(blocks)]
     workers.run(multiply, tasks, y.size * w.shape[2])

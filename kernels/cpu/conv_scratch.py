@@ -23,8 +23,10 @@ def scratch(dtype, *sizes):
     Each call in flight has buffers of its own, whichever thread it runs in.
     """
     itemsize = np.dtype(dtype).itemsize
-    starts = np.cumsum([0] + [-(-size * itemsize // ALIGNMENT) * ALIGNMENT for size in sizes])
-    buffer = _take(int(starts[-1]))
+    starts = [0]
+    for size in sizes:
+        starts.append(starts[-1] + -(-size * itemsize // ALIGNMENT) * ALIGNMENT)
+    buffer = _take(starts[-1])
     try:
         yield [buffer[start:start + size * itemsize].view(dtype) for start, size in zip(starts, sizes)]
     finally:

@@ -6,8 +6,9 @@ elsewhere. They are found once a RoI and used for all channels. Then, for one Ro
     columns = Wy[i] @ plane         a weighted sum of a few rows: the inner loop runs along them, where memory does
     y[i] = columns @ Wx.T           a few products a bin
 
-The outer loop goes plane by plane and there RoI by RoI, so that the plane stays in the cache. Backward walks the same way: a thread
-owns a plane of the gradient and adds all its RoIs to it, so that no two threads write to one place and no atomics are needed.
+The outer loop goes through the planes, four at a time, and there RoI by RoI, so that the planes stay in the cache. Backward walks the same
+way, plane by plane: a thread owns a plane of the gradient and adds all its RoIs to it, so that no two threads write to one place and no
+atomics are needed.
 """
 
 import numpy as np
@@ -16,8 +17,7 @@ from numba import njit
 from . import workers
 from .checks import HALF, ONE, ZERO, check_floating, check_rois, plain, rois_by_image
 from .lock import alone
-
-LANES = 8    # float32 numbers that one AVX2 instruction works on
+from .vectors import LANES, load, number, set_number, store
 
 
 @njit(cache=True)
@@ -92,55 +92,88 @@ def _extent(first, count):
 
 
 @njit(cache=True, fastmath={"contract"})
-def _blend_rows(plane, first, count, weights, left, blocks, columns):
-    """columns[j] = the sum over k of weights[k] * plane[first + k, left + j], for j in blocks of LANES: one vector instruction each.
+def _blend_rows(features, plane, width, first, count, weights, place, left, blocks, columns, to):
+    """columns[to + j] = the sum over k < count of weights[place + k] * features[first + k, left + j] of a plane, for j in blocks of LANES.
 
+    features, weights, columns are flat; the plane begins at features[plane].
     Four rows at a time; weights are 0 from `count` on, and there the last row stands in, so that no other pixel is looked at.
     """
-    last = first + count - 1
+    start, last = plane + left, first + count - 1
     for k in range(0, count, 4):
-        row0, row1, row2, row3 = first + k, min(first + k + 1, last), min(first + k + 2, last), min(first + k + 3, last)
-        w0, w1, w2, w3 = weights[k], weights[k + 1], weights[k + 2], weights[k + 3]
-        for block in range(blocks):
-            for j in range(block * LANES, (block + 1) * LANES):
-                x = left + j
-                total = w0 * plane[row0, x] + w1 * plane[row1, x] + w2 * plane[row2, x] + w3 * plane[row3, x]
-                columns[j] = total if k == 0 else columns[j] + total
+        row0, row1 = start + (first + k) * width, start + min(first + k + 1, last) * width
+        row2, row3 = start + min(first + k + 2, last) * width, start + min(first + k + 3, last) * width
+        w0, w1 = number(weights, place + k), number(weights, place + k + 1)
+        w2, w3 = number(weights, place + k + 2), number(weights, place + k + 3)
+        for j in range(0, blocks * LANES, LANES):
+            total = load(features, row0 + j) * w0 + load(features, row1 + j) * w1
+            total = total + load(features, row2 + j) * w2 + load(features, row3 + j) * w3
+            store(columns, to + j, total if k == 0 else load(columns, to + j) + total)
 
 
 @njit(cache=True, fastmath={"contract"})
-def _align(plane, r, y_first, y_count, y_weights, x_first, x_count, x_weights, columns, y):
-    """RoI r of one plane (H, W) -> y (oh, ow). columns (W + LANES,): scratch."""
+def _align(features, planes, width, r, y_first, y_count, y_weights, x_first, x_count, x_weights, columns, y, starts):
+    """RoI r of four planes, which begin at features[planes[i]] -> oh * ow numbers each, from y[starts[i]] on.
+
+    Four at once, because an output is a sum of three or four products: to find out how many costs more time than one sum. Measured, 1000
+    RoIs of 7x7: half the time of one plane after the other.
+
+    columns : scratch, four times W + LANES numbers
+    """
     left, right = _extent(x_first[r], x_count[r])
-    blocks = -(-(right - left) // LANES)
+    blocks, length = -(-(right - left) // LANES), width + LANES
     # A whole number of blocks, moved to the left where it would reach beyond the map; if the map itself is narrower, none
-    if blocks * LANES <= plane.shape[1]:
-        left = min(left, plane.shape[1] - blocks * LANES)
+    if blocks * LANES <= width:
+        left = min(left, width - blocks * LANES)
     else:
         blocks = 0
-    for i in range(y.shape[0]):
-        if blocks > 0:
-            _blend_rows(plane, y_first[r, i], y_count[r, i], y_weights[r, i], left, blocks, columns)
+    bins_y, bins_x, y_span, x_span = y_first.shape[1], x_first.shape[1], y_weights.shape[2], x_weights.shape[2]
+    wy, wx, x_start, x_number = y_weights.reshape(-1), x_weights.reshape(-1), x_first.reshape(-1), x_count.reshape(-1)
+    plane0, plane1, plane2, plane3 = planes
+    to0, to1, to2, to3 = starts
+    for i in range(bins_y):
+        first, count, place = y_first[r, i], y_count[r, i], (r * bins_y + i) * y_span
+        if blocks > 0 and count > 0:
+            _blend_rows(features, plane0, width, first, count, wy, place, left, blocks, columns, 0)
+            _blend_rows(features, plane1, width, first, count, wy, place, left, blocks, columns, length)
+            _blend_rows(features, plane2, width, first, count, wy, place, left, blocks, columns, 2 * length)
+            _blend_rows(features, plane3, width, first, count, wy, place, left, blocks, columns, 3 * length)
         else:
-            columns[:right - left] = ZERO
-            for k in range(y_count[r, i]):
+            for c in range(4):
                 for j in range(right - left):
-                    columns[j] += y_weights[r, i, k] * plane[y_first[r, i] + k, left + j]
-        for o in range(y.shape[1]):
-            total = y.dtype.type(0)
-            place = x_first[r, o] - left
-            for k in range(x_count[r, o]):
-                total += x_weights[r, o, k] * columns[place + k]
-            y[i, o] = total
+                    total = y.dtype.type(0)
+                    for k in range(count):
+                        total += wy[place + k] * features[planes[c] + (first + k) * width + left + j]
+                    columns[c * length + j] = total
+        for o in range(bins_x):
+            sum0 = sum1 = sum2 = sum3 = y.dtype.type(0)
+            b = r * bins_x + o
+            column, weights = number(x_start, b) - left, b * x_span
+            for k in range(number(x_number, b)):
+                weight = number(wx, weights + k)
+                sum0 += weight * number(columns, column + k)
+                sum1 += weight * number(columns, column + k + length)
+                sum2 += weight * number(columns, column + k + 2 * length)
+                sum3 += weight * number(columns, column + k + 3 * length)
+            bin_ = i * bins_x + o
+            set_number(y, to0 + bin_, sum0)
+            set_number(y, to1 + bin_, sum1)
+            set_number(y, to2 + bin_, sum2)
+            set_number(y, to3 + bin_, sum3)
 
 
 @njit(cache=True, nogil=True)
 def _align_all(start, stop, features, image, order, y_first, y_count, y_weights, x_first, x_count, x_weights, y):
-    rois = len(y)
-    columns = np.empty(features.shape[3] + LANES, features.dtype)
+    """Tasks start .. stop - 1; one task is a RoI of four channels. Where there are no four left, the last channel is done again."""
+    rois, (_, channels, height, width) = len(y), features.shape
+    columns = np.empty(4 * (width + LANES), features.dtype)
+    area, bins, flat, y_flat = height * width, y.shape[2] * y.shape[3], features.reshape(-1), y.reshape(-1)
     for task in range(start, stop):
-        c, r = task // rois, order[task % rois]
-        _align(features[image[r], c], r, y_first, y_count, y_weights, x_first, x_count, x_weights, columns, y[r, c])
+        r, last = order[task % rois], channels - 1
+        c0 = task // rois * 4
+        c1, c2, c3 = min(c0 + 1, last), min(c0 + 2, last), min(c0 + 3, last)
+        n, m = image[r] * channels, r * channels
+        _align(flat, ((n + c0) * area, (n + c1) * area, (n + c2) * area, (n + c3) * area), width, r, y_first, y_count, y_weights,
+               x_first, x_count, x_weights, columns, y_flat, ((m + c0) * bins, (m + c1) * bins, (m + c2) * bins, (m + c3) * bins))
 
 
 @alone
@@ -153,7 +186,7 @@ def roi_align(features, rois, spatial_scale, output_size, sampling_ratio=2, alig
         vertical, horizontal = _roi_taps(rois, features.shape, spatial_scale, (out_h, out_w), sampling_ratio, aligned,
                                          features.dtype)
         order, _ = rois_by_image(rois, len(features))
-        workers.share(_align_all, len(y) * y.shape[1], workers.MOVED * y.size, plain(features), rois[:, 0].astype(np.int64), order,
+        workers.share(_align_all, len(y) * -(-y.shape[1] // 4), workers.MOVED * y.size, plain(features), rois[:, 0].astype(np.int64), order,
                       *vertical, *horizontal, y)
     return y
 
