@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from nprcnn.backend import kernel_set
 from nprcnn.layers import Parameter
 from nprcnn.train import SGD, clip_gradients
 
@@ -14,6 +15,32 @@ def test_three_steps_are_pytorchs():
         w.grad = np.array(grad)
         optimizer.step(0.1)
         np.testing.assert_allclose(w.data, after, rtol=1e-15)
+
+
+@pytest.fixture(params=["numpy", "numba"])
+def momentum_step(request):
+    if request.param == "numba":
+        pytest.importorskip("numba")
+    return kernel_set(request.param).momentum_step
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("shape", [(0, 3), (1,), (1000, 1301), (5, 4, 3, 2)], ids=str)
+def test_every_kernel_gives_the_same_bits_for_any_order_in_memory(momentum_step, shape, dtype):
+    rng = np.random.default_rng(0)
+    w, v, grad = (rng.standard_normal(shape).astype(dtype) for _ in range(3))
+    expected_v = dtype(0.9) * v + grad + dtype(0.01) * w
+    for order in (np.ascontiguousarray, np.asfortranarray, lambda a: np.repeat(a, 2, axis=0)[::2]):
+        weights, velocity, before = order(w), order(v.copy()), w.copy()
+        moved = momentum_step(weights, order(grad), velocity, 0.1, 0.9, 0.01)
+        np.testing.assert_array_equal(velocity, expected_v)
+        np.testing.assert_array_equal(moved, w - dtype(0.1) * expected_v)
+        assert moved.dtype == dtype and (weights == before).all()  # a new array: others may hold the old one
+
+
+def test_shapes_that_differ_are_refused(momentum_step):
+    with pytest.raises(ValueError, match=r"weights \(2, 3\), gradient \(3,\)"):
+        momentum_step(np.zeros((2, 3)), np.zeros(3), np.zeros((2, 3)), 0.1, 0.9, 0)
 
 
 def test_frozen_and_unreached_parameters_stay():

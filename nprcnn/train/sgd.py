@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from .. import devices
+from .. import backend, devices
 
 
 class SGD:
@@ -25,13 +25,8 @@ class SGD:
         """Change every parameter by its gradient; one without a gradient is left alone."""
         with devices.memory_errors():
             for p, v in zip(self.parameters, self.velocity):
-                if p.grad is None:
-                    continue
-                dtype = p.data.dtype.type
-                v *= dtype(self.momentum)
-                v += p.grad
-                v += dtype(self.weight_decay) * p.data
-                p.data = p.data - dtype(lr) * v
+                if p.grad is not None:
+                    p.data = backend.active(v).momentum_step(p.data, p.grad, v, lr, self.momentum, self.weight_decay)
 
 
 def clip_gradients(parameters, max_norm):
