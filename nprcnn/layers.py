@@ -17,6 +17,7 @@ from . import backend, devices
 from .errors import WeightsError
 from .ops.activation import relu_backward, relu_forward
 from .ops.conv import conv2d_backward, conv2d_forward
+from .ops.conv_at import conv2d_backward_at
 from .ops.conv_fused import conv2d_fused_backward, conv2d_fused_forward
 from .ops.deconv import conv_transpose2d_backward, conv_transpose2d_forward
 from .ops.linear import linear_backward, linear_forward
@@ -34,10 +35,11 @@ class Parameter:
 
     def add_grad(self, grad):
         """grad has the shape of data. Gradients always add up: a layer that ran five times gets five contributions. zero_grad() starts
-        anew."""
-        if self.grad is None:
-            self.grad = np.zeros_like(self.data)
-        self.grad += grad
+        anew.
+
+        The first gradient is kept as it is, not copied: whoever computed it has no more use for it."""
+        grad = grad.astype(self.data.dtype, copy=False)
+        self.grad = grad if self.grad is None else self.grad + grad
 
 
 class Buffer:
@@ -179,6 +181,14 @@ class Conv2d(Layer):
         if self.bias is not None:
             self.bias.add_grad(db)
         return dx
+
+    def backward_at(self, dy, cache, pixels):
+        """As `backward`, where only P pixels of the output have a gradient: dy (out, P) -> dcolumns (in * k * k, P). See ops.conv_at."""
+        dcolumns, dw, db = conv2d_backward_at(dy, cache, pixels)
+        self.weight.add_grad(dw)
+        if self.bias is not None:
+            self.bias.add_grad(db)
+        return dcolumns
 
 
 class ConvTranspose2d(Layer):

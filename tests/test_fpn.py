@@ -50,6 +50,18 @@ def test_gradients(norm):
     check_gradients(forward, backward, (*features(), *(p.data for p in own)))
 
 
+def test_gradients_that_nobody_needs_are_left_out():
+    fpn = pyramid_layer(None)
+    pyramid, cache = fpn.forward(features(), True)
+    dpyramid = [seeded.normal(f"fpn dy {k}", *p.shape) for k, p in enumerate(pyramid)]
+    whole, weights = fpn.backward(dpyramid, cache), [p.grad for p in fpn.parameters()]
+    fpn.zero_grad()
+    none, none_too, *others = fpn.backward(dpyramid, cache, frozen=2)
+    assert none is None and none_too is None
+    assert all((a == b).all() for a, b in zip(others, whole[2:], strict=True))
+    assert all((a == p.grad).all() for a, p in zip(weights, fpn.parameters(), strict=True))
+
+
 def test_p6_is_every_second_pixel_of_p5():
     pyramid, cache = pyramid_layer(None).forward([seeded.normal(f"x{k}", 1, c, 2 ** (4 - k) + 1, 2 ** (4 - k))
                                                   for k, c in enumerate(CHANNELS)], False)

@@ -98,6 +98,7 @@ def test_freezing(trainable):
     for model in (whole, body):
         features, cache = model.forward(x, True)
         model.backward([np.ones_like(f) for f in features], cache, trace if model is body else None)
+    assert [c is None for c in cache] == [k < 5 - trainable for k in range(5)]  # what no backward pass asks for is not kept
     frozen = {"conv1", "bn1"} if trainable < 5 else set()
     frozen |= {f"layer{k}" for k in range(1, 5 - trainable)}
     for (name, p), (_, q) in zip(body.named_parameters(), whole.named_parameters()):

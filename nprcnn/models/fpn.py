@@ -50,8 +50,8 @@ class FPN(Layer):
             record(trace, f"fpn.{level}", p)
         return pyramid, (lateral_caches, resize_caches, output_caches) if train else None
 
-    def backward(self, dpyramid, cache, trace=None):
-        """Gradients of P2 .. P6 -> gradients of C2 .. C5."""
+    def backward(self, dpyramid, cache, trace=None, frozen=0):
+        """Gradients of P2 .. P6 -> gradients of C2 .. C5. The lowest `frozen` of these are None: nobody needs them."""
         lateral_caches, resize_caches, output_caches = cache
         count = len(lateral_caches)
         dpyramid = list(dpyramid)
@@ -61,14 +61,14 @@ class FPN(Layer):
         dp5[:, :, ::2, ::2] += dpyramid[count]
         dpyramid[count - 1] = dp5
         dfeatures = []
-        dinner_from_below = 0
         for i in range(count):
             record_grad(trace, f"fpn.{LEVELS[i]}", dpyramid[i])
             # forward: P_i = conv3x3(inner_i), and inner_i was also resized into inner_(i-1): the gradients add
             dinner, _ = conv_norm_relu_backward(*self.layer_blocks[i], dpyramid[i], output_caches[i])
-            dinner = dinner + dinner_from_below
+            if i > 0:
+                dinner += dinner_from_below
             # forward: inner_i = conv1x1(C_i) + top_down      the sum gives the same gradient to both
-            dfeature, dtop_down = conv_norm_relu_backward(*self.inner_blocks[i], dinner, lateral_caches[i])
+            dfeature, dtop_down = conv_norm_relu_backward(*self.inner_blocks[i], dinner, lateral_caches[i], needs_dx=i >= frozen)
             dfeatures.append(dfeature)
             if i + 1 < count:
                 # forward: top_down = resize(inner_(i+1))
@@ -109,5 +109,6 @@ class BackboneWithFPN(Layer):
     def backward(self, dpyramid, cache, trace=None):
         """Gradients of P2 .. P6. Returns nothing: the image needs no gradient."""
         body_cache, fpn_cache = cache
-        # forward: pyramid = fpn(body(x))
-        self.body.backward(self.fpn.backward(dpyramid, fpn_cache, trace), body_cache, trace)
+        # forward: pyramid = fpn(body(x)); of the body's stages, the stem (which has no map here) is frozen first
+        frozen = max(0, self.body.frozen_stages - 1)
+        self.body.backward(self.fpn.backward(dpyramid, fpn_cache, trace, frozen), body_cache, trace)

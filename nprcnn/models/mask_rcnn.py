@@ -249,7 +249,7 @@ class MaskRCNN(Layer):
         # d(weighted sum of the losses) / d(each loss)
         d = {name: self.dtype(1 if weights is None else weights[name]) for name in (LOSSES if self.has_masks else LOSSES[:-1])}
         count = len(self.box_features.strides)
-        from_rois = [0] * count
+        from_rois = [0] * count  # the mask branch's share
         for name in d:
             record_grad(trace, f"losses.{name}", d[name])
         if self.has_masks:
@@ -260,14 +260,16 @@ class MaskRCNN(Layer):
         dclass_logits, dbox_deltas = box_head.box_losses_backward(d["loss_classifier"], d["loss_box_reg"], cache.box_loss)
         dbox = self._box_branch_backward(dclass_logits, dbox_deltas, cache.box, trace)
         # each of P2 .. P5 fed both branches: fan-out, so the gradients add
-        from_rois = [m + b for m, b in zip(from_rois, dbox)]
+        for into, dp in zip(dbox, from_rois):
+            into += dp
 
         # forward: loss_objectness, loss_rpn_box_reg = RPN losses(logits, deltas), both = RPN(P2 .. P6)
         dlogits, ddeltas = rpn.rpn_losses_backward(d["loss_objectness"], d["loss_rpn_box_reg"], cache.rpn_loss)
         backbone_cache, rpn_cache = cache.first_stage
         dpyramid = self.rpn.backward(dlogits, ddeltas, rpn_cache, trace)
         # each of P2 .. P5 fed the RPN and the RoI heads: fan-out, so the gradients add. P6 fed the RPN alone.
-        dpyramid = [a + b for a, b in zip(dpyramid, from_rois)] + dpyramid[count:]
+        for into, dp in zip(dpyramid, dbox):
+            into += dp
         # forward: P2 .. P6 = backbone(images)
         self.backbone.backward(dpyramid, backbone_cache, trace)
 

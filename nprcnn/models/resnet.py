@@ -48,14 +48,14 @@ class BasicBlock(Layer):
         y, cache2 = conv_norm_relu(self.conv2, self.bn2, h, train, residual=shortcut)
         return y, (cache1, cache2, cache_down) if train else None
 
-    def backward(self, dy, cache):
-        """Gradient of y -> gradient of x."""
+    def backward(self, dy, cache, needs_dx=True):
+        """Gradient of y -> gradient of x (None if not needed)."""
         cache1, cache2, cache_down = cache
         # forward: y = relu(bn2(conv2(h)) + shortcut)
         dh, dshortcut = conv_norm_relu_backward(self.conv2, self.bn2, dy, cache2)
         # forward: h = relu(bn1(conv1(x)));  x also feeds the shortcut: fan-out, so the two gradients add
-        dx, _ = conv_norm_relu_backward(self.conv1, self.bn1, dh, cache1)
-        return dx + _shortcut_backward(self.downsample, dshortcut, cache_down)
+        dx, _ = conv_norm_relu_backward(self.conv1, self.bn1, dh, cache1, needs_dx)
+        return _add_shortcut_backward(dx, self.downsample, dshortcut, cache_down, needs_dx)
 
 
 class Bottleneck(Layer):
@@ -81,16 +81,16 @@ class Bottleneck(Layer):
         y, cache3 = conv_norm_relu(self.conv3, self.bn3, h2, train, residual=shortcut)
         return y, (cache1, cache2, cache3, cache_down) if train else None
 
-    def backward(self, dy, cache):
-        """Gradient of y -> gradient of x."""
+    def backward(self, dy, cache, needs_dx=True):
+        """Gradient of y -> gradient of x (None if not needed)."""
         cache1, cache2, cache3, cache_down = cache
         # forward: y = relu(bn3(conv3(h2)) + shortcut)
         dh2, dshortcut = conv_norm_relu_backward(self.conv3, self.bn3, dy, cache3)
         # forward: h2 = relu(bn2(conv2(h1)))
         dh1, _ = conv_norm_relu_backward(self.conv2, self.bn2, dh2, cache2)
         # forward: h1 = relu(bn1(conv1(x)));  x also feeds the shortcut: the two gradients add
-        dx, _ = conv_norm_relu_backward(self.conv1, self.bn1, dh1, cache1)
-        return dx + _shortcut_backward(self.downsample, dshortcut, cache_down)
+        dx, _ = conv_norm_relu_backward(self.conv1, self.bn1, dh1, cache1, needs_dx)
+        return _add_shortcut_backward(dx, self.downsample, dshortcut, cache_down, needs_dx)
 
 
 def _downsample(rng, in_channels, out_channels, stride, options):
@@ -106,10 +106,14 @@ def _shortcut(downsample, x, train):
     return conv_norm_relu(*downsample, x, train, relu=False)
 
 
-def _shortcut_backward(downsample, dy, cache):
-    if downsample is None:
-        return dy
-    return conv_norm_relu_backward(*downsample, dy, cache)[0]
+def _add_shortcut_backward(dx, downsample, dy, cache, needs_dx):
+    """dx, the gradient of the block's input by way of its convolutions, plus the one by way of the shortcut. Written into dx."""
+    if downsample is not None:
+        dy, _ = conv_norm_relu_backward(*downsample, dy, cache, needs_dx)
+    if not needs_dx:
+        return None
+    dx += dy
+    return dx
 
 
 # A stage is a list of blocks: the first one changes the shape.
@@ -130,10 +134,10 @@ def stage_forward(stage, x, train):
     return x, caches if train else None
 
 
-def stage_backward(stage, dx, caches):
-    """Gradient of y -> gradient of x: the blocks from the last to the first."""
-    for block, cache in zip(reversed(stage), reversed(caches)):
-        dx = block.backward(dx, cache)
+def stage_backward(stage, dx, caches, needs_dx=True):
+    """Gradient of y -> gradient of x (None if not needed): the blocks from the last to the first."""
+    for i in reversed(range(len(stage))):
+        dx = stage[i].backward(dx, caches[i], needs_dx or i > 0)
     return dx
 
 
@@ -211,16 +215,16 @@ class ResNet(Layer):
         x, stem_cache = conv_norm_relu(self.conv1, self.bn1, x, train)
         record(trace, "backbone.stem", x)
         x, pool_cache = max_pool2d_forward(x, 3, 2, 1, kernels=backend.active(x))
-        features, caches = [], [(stem_cache, pool_cache)]
-        for name in self.stages[1:]:
+        features, caches = [], [(stem_cache, pool_cache) if self.frozen_stages == 0 else None]
+        for i, name in enumerate(self.stages[1:], start=1):
             x, stage_cache = stage_forward(getattr(self, name), x, train)
-            caches.append(stage_cache)
+            caches.append(stage_cache if i >= self.frozen_stages else None)  # what no backward pass will ask for is not kept
             features.append(x)
             record(trace, f"backbone.{name}", x)
         return features, caches if train else None
 
     def backward(self, dfeatures, caches, trace=None):
-        """dfeatures: the gradients of C2 .. C5 that come from above; None where nobody used the map, but for the last.
+        """dfeatures: the gradients of C2 .. C5 that come from above; None for frozen stages, and where nobody used the map (but the last).
 
         Returns nothing: the image needs no gradient.
         """
@@ -230,10 +234,10 @@ class ResNet(Layer):
                 return
             # C_i feeds what is above and the next stage: fan-out, so the gradients add
             if dfeatures[i - 1] is not None:
-                dx = dx + dfeatures[i - 1]
+                dx += dfeatures[i - 1]
             record_grad(trace, f"backbone.{self.stages[i]}", dx)
             # forward: C_i = the stage's blocks, one after the other
-            dx = stage_backward(getattr(self, self.stages[i]), dx, caches[i])
+            dx = stage_backward(getattr(self, self.stages[i]), dx, caches[i], needs_dx=self.frozen_stages != i)
         if self.frozen_stages > 0:
             return
         stem_cache, pool_cache = caches[0]

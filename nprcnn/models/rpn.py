@@ -14,6 +14,7 @@ from .. import backend, devices
 from ..layers import Conv2d, Layer, conv_block, conv_norm_relu, conv_norm_relu_backward, normal_001
 from ..ops.activation import sigmoid
 from ..ops.boxes import clip_boxes, decode_boxes, encode_boxes, remove_small_boxes
+from ..ops.conv_at import add_columns, live_pixels, values_at
 from ..ops.losses import (bce_with_logits_backward, bce_with_logits_forward, smooth_l1_backward,
                           smooth_l1_forward)
 from ..ops.nms import batched_nms
@@ -21,6 +22,7 @@ from ..trace import record, record_grad
 from .fpn import LEVELS
 
 SMOOTH_L1_BETA = 1 / 9
+FEW = 32    # of so many pixels of a map, one has a gradient: then the backward pass visits these alone
 
 
 class RPNHead(Layer):
@@ -44,12 +46,32 @@ class RPNHead(Layer):
     def backward(self, dlogits, ddeltas, cache):
         """Gradients of one level's outputs -> gradient of its input (N, C, H, W)."""
         conv_caches, logits_cache, deltas_cache = cache
+        if not devices.is_on_gpu(dlogits):  # to look for what is not zero, the CPU would have to wait for it
+            pixels = live_pixels(dlogits, ddeltas)
+            if len(pixels[0]) * FEW < dlogits[:, 0].size:
+                return self._backward_at(pixels, dlogits, ddeltas, cache)
         # forward: logits = conv1x1(h), deltas = conv1x1(h)      h feeds both: the gradients add
         dx = self.cls_logits.backward(dlogits, logits_cache) + self.bbox_pred.backward(ddeltas, deltas_cache)
         # forward: h = relu(conv3x3(x))
-        for block, conv_cache in zip(reversed(self.conv), reversed(conv_caches)):
-            dx, _ = conv_norm_relu_backward(*block, dx, conv_cache)
+        return self._convs_backward(dx, conv_caches)
+
+    def _convs_backward(self, dx, caches):
+        """From the gradient of the last of `caches`' convolutions to that of the head's input."""
+        for block, cache in zip(reversed(self.conv[:len(caches)]), reversed(caches)):
+            dx, _ = conv_norm_relu_backward(*block, dx, cache)
         return dx
+
+    def _backward_at(self, pixels, dlogits, ddeltas, cache):
+        """The same, if dlogits and ddeltas are zero at all but a few pixels: those of the 256 anchors that the loss looks at."""
+        conv_caches, logits_cache, deltas_cache = cache
+        # forward: logits = conv1x1(h), deltas = conv1x1(h)      h feeds both: the gradients add
+        dh = (self.cls_logits.backward_at(values_at(dlogits, pixels), logits_cache, pixels)
+              + self.bbox_pred.backward_at(values_at(ddeltas, pixels), deltas_cache, pixels))
+        # forward: h = relu(conv3x3(x)), and h > 0 where its argument is
+        dh *= values_at(logits_cache.x, pixels) > 0
+        dcolumns = self.conv[-1][0].backward_at(dh, conv_caches[-1], pixels)
+        # each of these pixels has seen a patch of 3x3: scatter
+        return self._convs_backward(add_columns(dcolumns, pixels, conv_caches[-1]), conv_caches[:-1])
 
 
 class RPN(Layer):

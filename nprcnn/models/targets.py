@@ -6,7 +6,6 @@ Nothing here has a gradient. Sampling takes a numpy.random.Generator.
 import numpy as np
 
 from .. import backend
-from ..ops.boxes import box_iou
 
 BACKGROUND = -1
 IGNORED = -2
@@ -59,7 +58,7 @@ def sample(matched, size, positive_fraction, rng):
 def anchor_targets(anchors, target_boxes, rng, fg_iou, bg_iou, size, positive_fraction):
     """The sampled anchors of one image: positive (P,), negative (Q,), and the positives' targets (P,)."""
     # float32, whatever the model computes in: the ties above must be the same ones everywhere
-    iou = box_iou(target_boxes.astype(np.float32), anchors.astype(np.float32))
+    iou = backend.active().box_iou(target_boxes.astype(np.float32), anchors.astype(np.float32))
     matched = match(iou, fg_iou, bg_iou, keep_best=True)
     positive, negative = sample(matched, size, positive_fraction, rng)
     return positive, negative, matched[positive]

@@ -97,10 +97,10 @@ class VGG(Layer):
                 return
             # a stage's map feeds what is above and the next stage: fan-out, so the gradients add
             if dfeatures[i] is not None:
-                dx = dx + dfeatures[i]
+                dx += dfeatures[i]
             record_grad(trace, f"backbone.{STAGES[i]}", dx)
             pool_cache, block_caches = caches[i]
             for j in reversed(range(len(self.stages[i]))):
-                dx, _ = conv_norm_relu_backward(*self.stages[i][j], dx, block_caches[j], needs_dx=i + j > 0)
-            if i > 0:
+                dx, _ = conv_norm_relu_backward(*self.stages[i][j], dx, block_caches[j], needs_dx=i > self.frozen_stages or j > 0)
+            if i > self.frozen_stages:
                 dx = max_pool2d_backward(dx, pool_cache, kernels=backend.active(dx))
