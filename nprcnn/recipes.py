@@ -1,12 +1,10 @@
 """The two trainings that the package ships: the full one, whose weights come with it, and the demo's two minutes."""
 
 import json
-import os
 from contextlib import contextmanager
 
 import numpy as np
 
-from .backend import use
 from .data.shapes import Shapes
 from .errors import ConfigError
 from .evaluate import evaluate, format_metrics
@@ -20,21 +18,18 @@ HELD_OUT = 200  # scenes that the full recipe is measured on
 FULL = dict(steps=10_000, batch_size=4, lr=0.01, warmup_steps=200, drops=(0.7, 0.9))
 SAVE_EVERY = 500  # steps
 
-DEMO = dict(steps=900, batch_size=4, lr=0.01, warmup_steps=40, drops=(0.8,))
+DEMO = dict(steps=1200, batch_size=4, lr=0.01, warmup_steps=40, drops=(0.8,))
 DEMO_MODEL = dict(min_size=96, width=16, blocks=(1, 1, 1, 1), fpn_channels=32, mask_channels=(32, 32))
 DEMO_HELD_OUT = 50
 
 
 @contextmanager
 def for_small_arrays():
-    """The tiny model's arrays are so small that starting a compiled kernel costs more than it saves: measured on one core, the demo
-    makes 11.4 steps a second with NumPy's functions and 7.7 with Numba's. And a second thread gains nothing, but waits for the first
-    one on a busy machine. NPRCNN_KERNELS chooses otherwise."""
+    """One thread: of the tiny model's arrays there is nothing to share, and a second thread waits for the first one."""
     threads = get_num_threads()
     set_num_threads(1)
     try:
-        with use(os.environ.get("NPRCNN_KERNELS") or "numpy"):
-            yield
+        yield
     finally:
         set_num_threads(threads)
 
