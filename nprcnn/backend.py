@@ -22,6 +22,7 @@ from .errors import BackendError
 from .ops.activation import relu_grad
 from .ops.boxes import box_iou
 from .ops.conv import conv2d, conv2d_fused, conv2d_grad_w, conv2d_grad_x
+from .ops.momentum import momentum_step
 from .ops.nms import nms
 from .ops.paste import paste_masks
 from .ops.pool import max_pool2d, max_pool2d_grad
@@ -52,6 +53,7 @@ class KernelSet(NamedTuple):
     nms: Callable
     box_iou: Callable
     paste_masks: Callable
+    momentum_step: Callable
     batched_nms: Callable | None = None     # of all groups at once; None: `nms`, group by group
 
 
@@ -64,7 +66,7 @@ NUMPY = KernelSet(
     resize_nearest=resize_nearest, resize_nearest_grad=resize_nearest_grad,
     roi_align=roi_align, roi_align_grad=roi_align_grad,
     roi_pool=roi_pool, roi_pool_grad=roi_pool_grad,
-    nms=nms, box_iou=box_iou, paste_masks=paste_masks,
+    nms=nms, box_iou=box_iou, paste_masks=paste_masks, momentum_step=momentum_step,
 )
 
 KERNEL_SETS = {"numpy": NUMPY, "numba": None, "cuda-on-cpu": None, "numba-cuda": None, "cupy": None}  # None: built when it is asked for
@@ -96,15 +98,17 @@ def active(array=None):
     return _active
 
 
-def kernel_set(name, deterministic=False):
+def kernel_set(name, deterministic=False, tf32=False, winograd=False):
     """The KernelSet of this name, one of KERNEL_SETS. BackendError: there is none, or it needs what is not installed.
 
-    deterministic: see use.
+    deterministic, tf32, winograd: see use.
     """
     if name not in KERNEL_SETS:
         raise BackendError(f"there is no set of kernels named {name!r}; choose one of: {', '.join(KERNEL_SETS)}")
     if name == "cupy":      # not kept: whether there is a GPU is looked at each time
-        return _cupy_set(deterministic)
+        return _cupy_set(deterministic, tf32, winograd)
+    if tf32 or winograd:
+        raise BackendError(f'tf32 and winograd are choices of the kernels "cupy", not of "{name}"')
     if deterministic and name == "cuda-on-cpu":
         return _cuda_on_cpu_set(deterministic)
     if deterministic and name == "numba-cuda":
@@ -126,12 +130,13 @@ def _numba_set():
         if "cannot cache" not in str(error):
             raise
         numba.config.CACHE_DIR = tempfile.mkdtemp(prefix="nprcnn-")
-    from .kernels.cpu import activation, boxes, conv, nms, paste, pool, resize, roi_align, roi_pool
+    from .kernels.cpu import activation, boxes, conv, momentum, nms, paste, pool, resize, roi_align, roi_pool
     threads.start_kernels()
     allocator.keep_freed_memory()
     cache = Path(roi_align._align_all.stats.cache_path)
     if not any(cache.glob("roi_align._align_all-*.nbi")):
-        print("nprcnn: compiling the kernels, once after an install: the first prediction takes half a minute longer",
+        # measured on an x86-64 core: 30 s for what a prediction needs, as much for the first training step
+        print("nprcnn: compiling the kernels, once after an install: the first prediction or training step takes half a minute longer",
               file=sys.stderr)
     return KernelSet(
         name="numba",
@@ -142,7 +147,7 @@ def _numba_set():
         resize_nearest=resize.resize_nearest, resize_nearest_grad=resize.resize_nearest_grad,
         roi_align=roi_align.roi_align, roi_align_grad=roi_align.roi_align_grad,
         roi_pool=roi_pool.roi_pool, roi_pool_grad=roi_pool.roi_pool_grad,
-        nms=nms.nms, box_iou=boxes.box_iou, paste_masks=paste.paste_masks,
+        nms=nms.nms, box_iou=boxes.box_iou, paste_masks=paste.paste_masks, momentum_step=momentum.momentum_step,
     )
 
 
@@ -166,11 +171,16 @@ def _numba_cuda_set():
         raise BackendError(str(error)) from None
 
 
-def _cupy_set(deterministic):
+def _cupy_set(deterministic, tf32, winograd):
     """The CUDA kernels on a GPU. What has no kernel is NumPy's, which hands CuPy's arrays on to CuPy."""
-    devices.cupy()
-    from .kernels.cuda import kernel_set
-    return NUMPY._replace(name="cupy", **kernel_set.functions(deterministic))
+    cupy = devices.cupy()
+    from .kernels.cuda import conv2d, kernel_set
+    try:
+        if tf32:
+            conv2d.check_tensor_cores(cupy)
+    except conv2d.NoTensorCores as error:
+        raise BackendError(str(error)) from None
+    return NUMPY._replace(name="cupy", **kernel_set.functions(deterministic, tf32, winograd))
 
 
 class use:
@@ -184,6 +194,11 @@ class use:
     deterministic : bool
         Of "cupy" and "cuda-on-cpu": gradients that several threads add to are summed in a fixed order instead of by atomics: slower, and
         the same bits in every run. "numpy" and "numba" have the same bits anyway.
+    tf32 : bool
+        Of "cupy", on a GPU with tensor cores for it: convolutions round their factors to TF32, 10 bits behind the point: faster, and no
+        longer equal to float32's. (Linear layers are CuPy's products: for them set CUPY_TF32=1.)
+    winograd : bool
+        Of "cupy": 3x3 convolutions with stride 1 by Winograd's algorithm: in float32, with larger rounding errors.
 
     Raises
     ------
@@ -191,9 +206,9 @@ class use:
         There is no set of that name, or it needs what is not installed.
     """
 
-    def __init__(self, name, deterministic=False):
+    def __init__(self, name, deterministic=False, tf32=False, winograd=False):
         global _active, _active_on_gpu
-        self.chosen = kernel_set(name, deterministic)
+        self.chosen = kernel_set(name, deterministic, tf32, winograd)
         self.previous = _active, _active_on_gpu
         if name == "cupy":
             _active_on_gpu = self.chosen

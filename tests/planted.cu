@@ -113,3 +113,18 @@ extern "C" __global__ void patterns(const float* in_a_row, const float* apart, c
     sum += s[7];
     y[t] = sum;
 }
+// A shuffle brings the lanes together, but says nothing about what they have written; so does the instruction of the tensor cores
+extern "C" __global__ void shuffle_for_a_barrier(float* x, float* y, int n) {
+    __shared__ float s[64];
+    const int t = threadIdx.x;
+    s[t] = x[t];
+    const float next = __shfl_down_sync(0xffffffffu, x[t], 1);
+    y[t] = next + s[t ^ 1];
+}
+extern "C" __global__ void shuffle_in_two_branches(float* x, float* y, int n) {
+    const int t = threadIdx.x;
+    if (t % 2)
+        y[t] = __shfl_xor_sync(0xffffffffu, x[t], 1);
+    else
+        y[t] = 2 * __shfl_xor_sync(0xffffffffu, x[t], 1);
+}

@@ -11,6 +11,7 @@ from small_models import small_model
 import nprcnn
 from nprcnn import backend
 from nprcnn.errors import BackendError
+from nprcnn.train import SGD
 
 ROOT = Path(__file__).parent.parent
 
@@ -117,6 +118,7 @@ def test_the_active_set_does_all_the_heavy_work(monkeypatch, roi_method):
     with nprcnn.use("counting"):
         losses, cache = model.losses(images, targets, np.random.default_rng(0))
         model.backward(cache)
+        SGD(model.parameters()).step(0.1)
         model.predict(images)
     unused = {name for name, count in counting.calls.items() if count == 0}
     # images get no gradient; masks are cut out for training by RoIAlign whatever the model's method

@@ -1,6 +1,7 @@
 """Every version of every CUDA kernel, run on the CPU, against the values of PyTorch and torchvision that all implementations meet."""
 
 import functools
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,8 +9,8 @@ import pytest
 from nprcnn import ops
 from nprcnn.kernels.cuda import conv2d as conv
 from nprcnn.kernels.cuda import launch, nms, norm_relu, paste, pool, roi_align, roi_pool
-from nprcnn.kernels.cuda_on_cpu import compiler
-from nprcnn.kernels.cuda_on_cpu.loader import LaunchError
+from nprcnn.kernels.cuda_on_cpu import compiler, inspection
+from nprcnn.kernels.cuda_on_cpu.loader import LaunchError, Module
 from nprcnn.ops.nms import batched_nms, nms as numpy_nms
 from nprcnn.ops.norm import frozen_batch_norm_forward
 from nprcnn.ops.paste import paste_masks as numpy_paste
@@ -126,7 +127,7 @@ def test_nms_equals_numpy_at_the_edges_of_words(count):
 
 def conv_versions():
     for case, ref in CONV.items():
-        for version in (1, 2, 3, 4):
+        for version in (1, 2, 3, 4):                # 5 and "winograd": below, against what their rounding allows
             depth = ref["w"][0].size
             taken = version == 1 or ref["options"]["groups"] == 1 and (version < 4 or depth % 4 == 0 and ref["w"][0, 0].size <= 32)
             if taken:
@@ -177,6 +178,179 @@ def test_conv2d_of_the_networks_sizes(layer, version):
     for result, right in zip(results, expected):
         np.testing.assert_allclose(result, right, rtol=0, atol=1e-3)
     np.testing.assert_allclose(conv.conv2d(x, w, b, stride, padding), y, rtol=0, atol=1e-3)      # whatever version is chosen
+
+
+# ---- tensor cores
+
+def tf32_by_hand(value):
+    """The nearest multiple of 2^(e - 10), e being the exponent of `value`; of two equally near the one further from 0."""
+    if value == 0 or not np.isfinite(value):
+        return value
+    unit = 2.0 ** (max(np.floor(np.log2(abs(float(value)))), -126) - 10)
+    return np.copysign(np.floor(abs(float(value)) / unit + 0.5) * unit, value)
+
+
+def odd_numbers():
+    """Both sides of each tie, numbers of all sizes, the largest, denormal ones, and what is no number."""
+    rng = np.random.default_rng(9)
+    exponents = rng.integers(-140, 127, 3000)
+    numbers = np.ldexp(rng.uniform(1, 2, 3000), exponents) * rng.choice([-1, 1], 3000)
+    tie = np.float32(1 + 2.0**-11)
+    special = [0, -0.0, 1, tie, -tie, np.nextafter(tie, np.float32(0)), np.nextafter(tie, np.float32(2)), 3 * tie, 1e38, 65504,
+               np.inf, -np.inf, np.nan]
+    return np.concatenate([numbers, special]).astype(np.float32)
+
+
+def test_rounding_to_tf32():
+    """The function for NumPy, and the kernel's own twin of cvt.rna.tf32.f32, bit for bit."""
+    numbers = odd_numbers()
+    expected = np.array([tf32_by_hand(v) for v in numbers], np.float32)
+    rounded = conv.round_to_tf32(numbers)
+    np.testing.assert_array_equal(rounded, expected)
+    assert np.array_equal(np.signbit(rounded), np.signbit(numbers)) and rounded.dtype == np.float32
+    finite = np.isfinite(numbers) & (np.abs(numbers) > 2.0**-126)
+    assert (np.abs(rounded[finite] - numbers[finite]) <= np.abs(numbers[finite]) * 2.0**-11).all()
+    assert not (rounded[finite].view(np.uint32) & 0x1fff).any()
+    text = launch.source("conv2d_v5_tensor_cores") + '''
+extern "C" __global__ void round_all(const float* x, float* y, int n) {
+    const int i = thread_number();
+    if (i < n) y[i] = to_tf32(x[i]);
+}'''
+    y = np.empty_like(numbers)
+    Module(text).get_function("round_all")((len(y) // 64 + 1,), (64,), (numbers, y, np.int32(len(y))))
+    np.testing.assert_array_equal(y, rounded)
+
+
+def test_the_instruction_of_a_warp():
+    """mma of three warps on whole numbers, which TF32 and the sums keep exactly: each result equals the matrix product, so every lane
+    gives and takes what PTX says that it holds (the fragments of m16n8k8 with .tf32)."""
+    text = launch.source("conv2d_v5_tensor_cores") + '''
+extern "C" __global__ void one(const float* A, const float* B, const float* C, float* D) {
+    const int warp = threadIdx.x / 32, g = threadIdx.x % 32 / 4, q = threadIdx.x % 4;
+    A += warp * 128; B += warp * 64; C += warp * 128; D += warp * 128;
+    const float a[4] = {A[g * 8 + q], A[(g + 8) * 8 + q], A[g * 8 + q + 4], A[(g + 8) * 8 + q + 4]};
+    const float b[2] = {B[q * 8 + g], B[(q + 4) * 8 + g]};
+    float sum[4] = {C[g * 8 + 2 * q], C[g * 8 + 2 * q + 1], C[(g + 8) * 8 + 2 * q], C[(g + 8) * 8 + 2 * q + 1]};
+    mma(sum, a, b);
+    D[g * 8 + 2 * q] = sum[0]; D[g * 8 + 2 * q + 1] = sum[1];
+    D[(g + 8) * 8 + 2 * q] = sum[2]; D[(g + 8) * 8 + 2 * q + 1] = sum[3];
+}'''
+    rng = np.random.default_rng(8)
+    A, B, C = (rng.integers(-99, 100, (3, *shape)).astype(np.float32) for shape in ((16, 8), (8, 8), (16, 8)))
+    D = np.empty_like(C)
+    Module(text).get_function("one")((1,), (96,), (A, B, C, D))
+    np.testing.assert_array_equal(D, A @ B + C)
+
+
+TF32_LAYERS = [(2, 20, 13, 11, 148, 3, 1, 1), (1, 64, 17, 9, 40, 1, 1, 0), (1, 36, 15, 14, 70, 3, 2, 1), (2, 132, 6, 7, 5, 1, 2, 0)]
+
+
+@pytest.mark.parametrize("layer", TF32_LAYERS, ids=str)
+def test_tensor_cores_equal_the_convolution_of_rounded_numbers(layer):
+    n, channels, height, width, out_channels, k, stride, padding = layer
+    rng = np.random.default_rng(2)
+    x, w = rng.standard_normal((n, channels, height, width), np.float32), rng.standard_normal((out_channels, channels, k, k), np.float32)
+    b = rng.standard_normal(out_channels, np.float32)
+
+    def nearest(array):
+        return conv.round_to_tf32(array).astype(np.float64)
+
+    y = ops.conv.conv2d(nearest(x), nearest(w), b.astype(np.float64), stride, padding)
+    dy = rng.standard_normal(y.shape).astype(np.float32)
+    dx, dw = ops.conv.conv2d_grad_x(nearest(dy), nearest(w), x.shape, stride, padding), \
+        ops.conv.conv2d_grad_w(nearest(dy), nearest(x), w.shape, stride, padding)
+    found = conv.conv2d(strided(x), w, b, stride, padding, version=5)
+    # the sums are float32's: the bound of test_conv2d_of_the_networks_sizes
+    np.testing.assert_allclose(found, y, rtol=0, atol=1e-3)
+    np.testing.assert_allclose(conv.conv2d_grad_w(dy, x, w.shape, stride, padding, version=5), dw, rtol=0, atol=1e-3)
+    if stride == 1:
+        np.testing.assert_allclose(conv.conv2d_grad_x(dy, w, x.shape, stride, padding, version=5), dx, rtol=0, atol=1e-3)
+    # And the rounding is there: a product is off by up to 2 * 2^-11 of itself, a sum of `depth` of them by about sqrt(depth) of that
+    exact = ops.conv.conv2d(x.astype(float), w.astype(float), b.astype(float), stride, padding)
+    depth = channels * k * k
+    assert 2.0**-13 * depth**0.5 < np.abs(found - exact).max() < 8 * 2.0**-11 * depth**0.5
+
+
+def test_tensor_cores_are_only_chosen_where_they_are_allowed():
+    sizes = conv.geometry((1, 64, 20, 20), (64, 64, 3, 3), 1, 1, 1, 1)
+    assert conv.choose(sizes, 1, np.float32) == 4 and conv.choose(sizes, 1, np.float32, tf32=True) == 5
+    assert conv.choose(sizes, 1, np.float64, tf32=True) == 3 and conv.choose(sizes, 2, np.float32, tf32=True) == 1
+    assert conv.choose(sizes, 1, np.float32, winograd=True) == "winograd"
+    assert conv.choose(conv.geometry((1, 64, 20, 20), (64, 64, 3, 3), 2, 1, 1, 1), 1, np.float32, winograd=True) == 4
+    rng = np.random.default_rng(3)
+    x, w = rng.standard_normal((1, 32, 9, 8), np.float32), rng.standard_normal((32, 32, 3, 3), np.float32)
+    dy = rng.standard_normal((1, 32, 7, 6), np.float32)
+    for options, version in (({"tf32": True}, 5), ({"winograd": True}, "winograd"), ({}, 4)):
+        np.testing.assert_array_equal(conv.conv2d(x, w, **options), conv.conv2d(x, w, version=version))
+        np.testing.assert_array_equal(conv.conv2d_grad_x(dy, w, x.shape, **options), conv.conv2d_grad_x(dy, w, x.shape, version=version))
+        np.testing.assert_array_equal(conv.conv2d_fused(x, w, relu=True, **options), np.maximum(conv.conv2d(x, w, version=version), 0))
+    np.testing.assert_array_equal(conv.conv2d_grad_w(dy, x, w.shape, tf32=True, version=None),
+                                  conv.conv2d_grad_w(dy, x, w.shape, version=1))       # on the CPU version 1 is the fastest
+
+
+@pytest.mark.parametrize("capability, good", [("75", False), ("70", False), ("80", True), ("90", True), ("120", True)])
+def test_a_gpu_without_tf32_is_refused_by_name(capability, good):
+    device = SimpleNamespace(compute_capability=capability)
+    module = SimpleNamespace(cuda=SimpleNamespace(Device=lambda: device))
+    if good:
+        conv.check_tensor_cores(module)
+    else:
+        with pytest.raises(conv.NoTensorCores, match=rf"this GPU has {capability[0]}\.{capability[1]}: leave tf32 off"):
+            conv.check_tensor_cores(module)
+
+
+# ---- Winograd
+
+# N, C, H, W, O, padding: tiles that hang over, one pixel, more tiles and channels than a block takes
+WINOGRAD_LAYERS = [(2, 20, 13, 11, 150, 1), (1, 64, 17, 9, 40, 0), (3, 5, 4, 4, 3, 2), (1, 3, 1, 1, 4, 1), (1, 16, 48, 46, 10, (1, 0))]
+
+
+@pytest.mark.parametrize("layer", WINOGRAD_LAYERS, ids=str)
+def test_winograd_equals_the_formula(layer):
+    n, channels, height, width, out_channels, padding = layer
+    rng = np.random.default_rng(2)
+    x, w = rng.standard_normal((n, channels, height, width), np.float32), rng.standard_normal((out_channels, channels, 3, 3), np.float32)
+    b = rng.standard_normal(out_channels, np.float32)
+    y = ops.conv.conv2d(x.astype(float), w.astype(float), b.astype(float), 1, padding)
+    dy = rng.standard_normal(y.shape).astype(np.float32)
+    dx = ops.conv.conv2d_grad_x(dy.astype(float), w.astype(float), x.shape, 1, padding)
+    # F(4x4) in float32: at most about 1e-5 of the largest value for normal numbers (kernels/cpu/conv_errors.py); measured here 3e-6, 6e-6
+    for found, right in ((conv.conv2d(strided(x), w, b, 1, padding, version="winograd"), y),
+                         (conv.conv2d_grad_x(strided(dy), w, x.shape, 1, padding, version="winograd"), dx)):
+        np.testing.assert_allclose(found, right, rtol=0, atol=2e-5 * np.abs(right).max())
+
+
+def test_winograd_takes_what_it_says():
+    x, w = np.ones((1, 4, 6, 6), np.float32), np.ones((4, 4, 3, 3), np.float32)
+    for bad in ({"stride": 2}, {"dilation": 2}):
+        with pytest.raises(ValueError, match="winograd takes float32, 3x3 filters, stride 1"):
+            conv.conv2d(x, w, **bad, version="winograd")
+    for arrays in ((x, w[:, :, :2]), (x.astype(float), w.astype(float))):
+        with pytest.raises(ValueError, match="winograd takes float32, 3x3 filters, stride 1"):
+            conv.conv2d(*arrays, version="winograd")
+    # where it has no kernel, version 3's numbers
+    dy = np.ones((1, 4, 4, 4), np.float32)
+    np.testing.assert_array_equal(conv.conv2d_grad_w(dy, x, w.shape, version="winograd"), conv.conv2d_grad_w(dy, x, w.shape, version=3))
+    # 36 products for 16 outputs: a quarter, where tiles fit, and the transforms
+    share = conv.winograd_share(conv.geometry((1, 256, 64, 64), (256, 256, 3, 3), 1, 1, 1, 1))
+    assert 0.25 < share < 0.26 < conv.winograd_share(conv.geometry((1, 256, 14, 14), (256, 256, 3, 3), 1, 1, 1, 1))
+
+
+def test_a_missing_barrier_before_the_tensor_cores_is_found():
+    """mma brings a warp together, but orders no memory, and other warps have written the tiles: each of both barriers is needed."""
+    text = launch.source("conv2d_v5_tensor_cores")
+    forward = text.index("extern \"C\" __global__ void __launch_bounds__(256, 2) conv2d(")
+    assert text.count("__syncthreads();") == 4
+    rng = np.random.default_rng(1)
+    x, w, b = rng.standard_normal((1, 8, 6, 6), np.float32), rng.standard_normal((8, 8, 3, 3), np.float32), np.zeros(8, np.float32)
+    sizes = conv.geometry(x.shape, w.shape, 1, 1, 1, 1)
+    for barrier in (0, 1):
+        whole = text[forward:].split("__syncthreads();")
+        broken = text[:forward] + "".join(part + ("__syncthreads();" if i < len(whole) - 1 and i != barrier else "")
+                                          for i, part in enumerate(whole))
+        kernel = inspection.watched(Module(broken, mode="inspect", name="conv2d_v5_broken").get_function("conv2d"))
+        with inspection.inspect(), pytest.raises(LaunchError, match="race in shared memory|no thread of the block has written"):
+            kernel((1, 1), (16, 16), (x, w, b, conv.tap_table(np, sizes), np.empty((1, 8, 6, 6), np.float32), *map(np.int32, sizes)))
 
 
 @pytest.mark.parametrize("real", REALS)

@@ -151,6 +151,8 @@ FOUND = {
     "divergent_barrier": "divergent __syncthreads(): some threads wait on line 71, others on line 74",
     "misaligned_vector": "misaligned: reads 16 bytes at an address that is no multiple, planted.cu:78",
     "write_to_a_constant": "writes to the constant argument x, planted.cu:87",
+    "shuffle_for_a_barrier": "race in shared memory: thread 30 of block 0 reads what thread 31 of block 0 writes, with no barrier between, planted.cu:122",
+    "shuffle_in_two_branches": "divergent warp operation: some threads wait on line 129, others on line 127",
 }
 
 
@@ -212,7 +214,7 @@ def counted():
     features, rois = rng.standard_normal((1, 32, 32, 32), np.float32), np.hstack([np.zeros((4, 1)), corner, corner + 60]).astype(np.float32)
     dy = rng.standard_normal((4, 32, 7, 7), np.float32)
     launches = {}
-    for version in (1, 2, 3, 4):
+    for version in (1, 2, 3, 4, 5):
         with inspect() as found:
             y = conv.conv2d(x, w, None, 1, 1, version=version)
         launches["conv2d", version] = found[0]
@@ -232,15 +234,32 @@ def counted():
 
 
 def test_each_version_of_the_convolution_asks_for_less(counted):
-    one, two, three, four = (counted["conv2d", version] for version in (1, 2, 3, 4))
+    one, two, three, four, five = (counted["conv2d", version] for version in (1, 2, 3, 4, 5))
     sectors = [launch.total("sectors") for launch in (one, two, three, four)]
     assert sectors[0] > 4 * sectors[1] and sectors[1] > 1.5 * sectors[2]        # 16 x 16 tiles; 64 x 64 tiles
-    accesses = [launch.total("accesses", shared=True) for launch in (two, three, four)]
+    accesses = [launch.total("accesses", shared=True) for launch in (two, three, four, five)]
     assert accesses[0] > 1.9 * accesses[1] and accesses[1] > 3 * accesses[2]    # registers; vectors
+    # 16 numbers for 64 products, by four; 24 numbers for 512, one by one
+    passes = [launch.total("passes", shared=True) for launch in (two, three, four, five)]
+    assert accesses[2] > 1.3 * accesses[3] and passes[2] > 3 * passes[3]
     assert one.total("accesses", shared=True) == 0
-    for launch_ in (two, three, four):
+    for launch_ in (two, three, four, five):
         assert launch_.total("passes", shared=True) == launch_.total("least_passes", shared=True)     # no bank conflicts
     assert sum(one.a_launch.values()) == pytest.approx(sum(two.a_launch.values()), rel=0.01)      # the same arrays in the end
+
+
+def test_the_gradient_to_the_filters_has_no_bank_conflicts():
+    rng = np.random.default_rng(0)
+    x, dy = rng.standard_normal((1, 8, 10, 18), np.float32), rng.standard_normal((1, 70, 8, 16), np.float32)
+    sectors = {}
+    for version in (3, 4, 5):
+        with inspect() as found:
+            conv.conv2d_grad_w(dy, x, (70, 8, 3, 3), version=version)
+        launch_ = next(one for one in found if one.kernel == "conv2d_grad_w")
+        sectors[version] = launch_.total("sectors", kinds=("read",))
+        if version > 3:
+            assert launch_.total("passes", shared=True) == launch_.total("least_passes", shared=True)
+    assert sectors[3] > 2 * sectors[4] and sectors[3] > 2 * sectors[5]          # larger tiles, and pixels side by side
 
 
 def test_one_load_of_version_1_by_hand(counted):
@@ -397,7 +416,8 @@ def test_every_version_passes_the_inspector():
     boxes = np.hstack([corner, corner + rng.uniform(0, 9, (70, 2))]).astype(np.float32)
     rois = np.hstack([rng.integers(0, 2, (70, 1)), boxes]).astype(np.float32)[:5]
     with inspect() as launches:
-        for version in (1, 2, 3, 4):
+        conv.conv2d(x, w, None, 1, 1, version="winograd")
+        for version in (1, 2, 3, 4, 5):
             conv.conv2d(x, w, None, 2, 1, version=version)
             conv.conv2d_grad_x(dy, w, x.shape, 2, 1, version=version)
             conv.conv2d_grad_w(dy, x, w.shape, 2, 1, version=version)

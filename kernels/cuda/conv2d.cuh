@@ -31,6 +31,23 @@ __device__ __forceinline__ int output_index(const ConvShape& s, int o, int p) {
     return (p / (s.OH * s.OW) * s.O + o) * s.OH * s.OW + p % (s.OH * s.OW);
 }
 
+// For versions 4 and 5, which find out about the padding once for all taps.
+// Where the patch of output pixel p begins in x, and which of its taps (i, j) lie in the image, a bit each. No pixel: none.
+struct Patch {
+    int corner;
+    unsigned inside;
+};
+__device__ __forceinline__ Patch patch_of(int p, const ConvShape& s) {
+    const int y0 = p / s.OW % s.OH * s.stride_h - s.pad_h, x0 = p % s.OW * s.stride_w - s.pad_w;
+    unsigned inside = 0;
+    for (int i = 0; i < s.KH; ++i)
+        for (int j = 0; j < s.KW; ++j) {
+            const int iy = y0 + i * s.dil_h, ix = x0 + j * s.dil_w;
+            if (p < s.N * s.OH * s.OW && iy >= 0 && iy < s.H && ix >= 0 && ix < s.W) inside |= 1u << (i * s.KW + j);
+        }
+    return {p / s.OW / s.OH * s.C * s.H * s.W + y0 * s.W + x0, inside};
+}
+
 // The three products. rows, columns, depth: the ranges of m, n and k.
 struct Forward {
     const real *x, *w, *b;

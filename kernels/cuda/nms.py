@@ -6,7 +6,8 @@ from .launch import array_module, blocks_for, contiguous, launch
 
 BITS = 64
 FILES = {1: "nms_v1_bitmask", 2: "nms_v2_groups"}
-MAX_BOXES = 48 * 1024 // 8 * BITS      # of a group: the bits of all its boxes must fit into shared memory
+# Of a group: the bits of all its boxes must fit into a block's shared memory, 48 KB, beside the 65 words that version 2 declares
+MAX_BOXES = (48 * 1024 // 8 - 128) * BITS
 
 
 def _largest_not_above(threshold, dtype):

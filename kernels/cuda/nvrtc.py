@@ -15,6 +15,8 @@ from . import launch
 
 ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120")     # T4, A100, RTX 30, RTX 40, H100, B200, RTX 50
 
+FIRST = {"conv2d_v5_tensor_cores": "sm_80"}      # what a file needs, where that is not the first architecture: TF32
+
 
 class NoNvrtc(RuntimeError):
     """NVRTC is not installed."""
@@ -92,6 +94,11 @@ def files():
     return sorted(path.stem for path in launch.FOLDER.glob("*.cu"))
 
 
+def architectures(file):
+    """Those of ARCHITECTURES that a file can be compiled for."""
+    return ARCHITECTURES[ARCHITECTURES.index(FIRST.get(file, ARCHITECTURES[0])):]
+
+
 def _text(library, function, program):
     size = ctypes.c_size_t()
     _check(library, getattr(library, function + "Size")(program, ctypes.byref(size)))
@@ -106,12 +113,15 @@ def _check(library, result):
 
 
 def main(arguments):
-    architectures = [a for a in arguments if a.startswith("sm_")] or ARCHITECTURES
+    wanted = [a for a in arguments if a.startswith("sm_")] or ARCHITECTURES
     beginnings = tuple(a for a in arguments if not a.startswith("sm_")) or ("",)
     library = load()
     print(f"{'file':28} {'kernel':26} {'':6} registers, bytes of shared memory, bytes spilled")
     for file in files():
-        for architecture in architectures if file.startswith(beginnings) else ():
+        for architecture in wanted if file.startswith(beginnings) else ():
+            if architecture in ARCHITECTURES and architecture not in architectures(file):
+                print(f"{file:28} {'':26} {architecture:6} needs {FIRST[file]}")
+                continue
             for name, usage in compile_file(library, file, architecture)[0].items():
                 print(f"{file:28} {name:26} {architecture:6} {usage.registers:4} {usage.shared:6} {usage.spills:4}")
 

@@ -10,7 +10,7 @@ BACKWARD = {1: "roi_align_grad_v1_atomics", 2: "roi_align_grad_v2_ordered"}
 MAX_SAMPLES = 64          # as in the files of versions 2 and 3
 CHANNELS_A_THREAD = 4     # as in version 2 of the gradient
 CHANNELS_A_BLOCK = 16
-MAX_SHARED = 48 * 1024    # bytes that any GPU gives a block
+MAX_SHARED = 48 * 1024    # bytes that any GPU gives a block: those asked for at the launch and those that the kernel declares, together
 
 
 def choose(output_size, sampling_ratio, channels, rois, on_gpu, real):
@@ -22,12 +22,17 @@ def choose(output_size, sampling_ratio, channels, rois, on_gpu, real):
     samples = max(output_size) * sampling_ratio
     if not on_gpu or sampling_ratio < 1 or samples > MAX_SAMPLES or output_size[0] * output_size[1] > 300:
         return 1
-    return 3 if channels >= 32 and rois >= 16 and _shared_bytes(output_size, real) <= MAX_SHARED else 2
+    return 3 if channels >= 32 and rois >= 16 and fits_v3(output_size, real) else 2
 
 
 def _shared_bytes(output_size, real):
-    """What a block of version 3 keeps: 32 channels of a RoI."""
+    """What a block of version 3 asks for: 32 channels of a RoI."""
     return 32 * (output_size[0] * output_size[1] | 1) * real.itemsize
+
+
+def fits_v3(output_size, real):
+    """Is there shared memory for that, and for the taps that versions 2 and 3 declare: two places and two weights a sample of either axis?"""
+    return _shared_bytes(output_size, real) + 2 * MAX_SAMPLES * (2 * 4 + 2 * real.itemsize) <= MAX_SHARED
 
 
 def roi_align(features, rois, spatial_scale, output_size, sampling_ratio=2, aligned=False, version=None):
@@ -49,9 +54,9 @@ def roi_align(features, rois, spatial_scale, output_size, sampling_ratio=2, alig
     if version > 1 and not 1 <= sampling_ratio <= MAX_SAMPLES // max(out_h, out_w):
         raise ValueError(f"version {version} of RoIAlign takes 1 to {MAX_SAMPLES} samples an axis of a RoI, not a sampling_ratio of "
                          f"{sampling_ratio} for {max(out_h, out_w)} bins: use version 1")
-    if version == 3 and _shared_bytes((out_h, out_w), real) > MAX_SHARED:
-        raise ValueError(f"version 3 of RoIAlign keeps {_shared_bytes((out_h, out_w), real)} bytes a block for {out_h} x {out_w} bins of {real}; "
-                         f"at most {MAX_SHARED} fit: use version 2")
+    if version == 3 and not fits_v3((out_h, out_w), real):
+        raise ValueError(f"version 3 of RoIAlign keeps {_shared_bytes((out_h, out_w), real)} bytes a block for {out_h} x {out_w} bins of {real} "
+                         f"beside its taps; {MAX_SHARED} in all do not hold them: use version 2")
     file = FORWARD[version]
     if version == 1:
         launch(file, "roi_align", blocks_for(y.size), THREADS, (features, rois, y, len(rois), *tail), real)

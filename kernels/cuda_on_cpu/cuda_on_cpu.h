@@ -33,7 +33,6 @@
 // ---- built-in types and variables ----
 struct uint3 { unsigned x, y, z; };
 struct dim3 { unsigned x, y, z; };
-struct alignas(8) float2 { float x, y; };
 struct alignas(16) double2 { double x, y; };
 // Moved as one vector, so that they are one access here as they are on a GPU.
 #define CUDA_ON_CPU_UNPACK(...) __VA_ARGS__
@@ -48,8 +47,9 @@ struct alignas(16) double2 { double x, y; };
     };
 CUDA_ON_CPU_VECTOR(float4, float, 16, (x, y, z, w), (float x, float y, float z, float w), (x(x), y(y), z(z), w(w)))
 CUDA_ON_CPU_VECTOR(int4, int, 16, (x, y, z, w), (int x, int y, int z, int w), (x(x), y(y), z(z), w(w)))
+CUDA_ON_CPU_VECTOR(float2, float, 8, (x, y), (float x, float y), (x(x), y(y)))
 CUDA_ON_CPU_VECTOR(int2, int, 8, (x, y), (int x, int y), (x(x), y(y)))
-inline float2 make_float2(float x, float y) { return {x, y}; }
+inline float2 make_float2(float x, float y) { return float2(x, y); }
 inline float4 make_float4(float x, float y, float z, float w) { return float4(x, y, z, w); }
 inline int2 make_int2(int x, int y) { return int2(x, y); }
 inline int4 make_int4(int x, int y, int z, int w) { return int4(x, y, z, w); }
@@ -59,11 +59,15 @@ CUDA_ON_CPU_INDEX uint3 threadIdx, blockIdx;
 CUDA_ON_CPU_INDEX dim3 blockDim, gridDim;
 static constexpr int warpSize = 32;
 
+#define CUDA_ON_CPU_UNSEEN __attribute__((no_sanitize("thread")))  // by the inspector: these accesses are not the kernel's
+
 // ---- what engine.cpp does ----
 extern "C" {
 void engine_barrier(int line);                                                        // all threads of the block
+void engine_warp_barrier(int line);                                                   // all of a warp, and what they wrote
 uint64_t engine_exchange(unsigned mask, uint64_t value, unsigned lane, int line);     // all of a warp: give mine, get that lane's
 unsigned engine_ballot(unsigned mask, int predicate, int line);
+void engine_gather(const void* mine, size_t bytes, void* all, int line);              // show mine, see those of all 32 lanes
 unsigned engine_lane();
 void* engine_dynamic_shared();
 void engine_atomic(void* address, int size);                                          // tells the inspector
@@ -73,7 +77,7 @@ const char* engine_run(void (*thread)(void*), void* context, const unsigned* gri
 
 // ---- barriers and warps ----
 #define __syncthreads() engine_barrier(__LINE__)
-#define __syncwarp() ((void)engine_exchange(0xffffffffu, 0, 0, __LINE__))
+#define __syncwarp() engine_warp_barrier(__LINE__)
 #define __shfl_sync(mask, v, lane) cuda_on_cpu::shuffle(mask, v, lane, __LINE__)
 #define __shfl_xor_sync(mask, v, d) cuda_on_cpu::shuffle(mask, v, engine_lane() ^ (d), __LINE__)
 #define __shfl_down_sync(mask, v, d) \
@@ -138,8 +142,6 @@ inline unsigned __float_as_uint(float f) { unsigned v; memcpy(&v, &f, 4); return
 // ---- from Python to a kernel: the loader writes CUDA_ON_CPU_EXPORT(name) for each one ----
 extern char __start_cuda_shared[] __attribute__((weak, visibility("hidden")));  // the linker's names for the section above
 extern char __stop_cuda_shared[] __attribute__((weak, visibility("hidden")));
-
-#define CUDA_ON_CPU_UNSEEN __attribute__((no_sanitize("thread")))  // by the inspector: these reads are not the kernel's
 
 namespace cuda_on_cpu {
 template <class... A> struct Call {  // a kernel and pointers to its arguments

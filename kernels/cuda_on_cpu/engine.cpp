@@ -14,6 +14,7 @@
 #include <setjmp.h>
 #include <stdint.h>
 #include <stdlib.h>
+#include <string.h>
 #include <string>
 #include <sys/mman.h>
 #include <thread>
@@ -227,14 +228,32 @@ void engine_barrier(int line) {
     INSPECTED(inspect_barrier(engine_thread());)
 }
 
+void engine_warp_barrier(int line) {
+    worker->warp_wait(~0u, line);
+    INSPECTED(inspect_warp_barrier(engine_thread());)     // the only warp operation that orders memory
+}
+
 uint64_t engine_exchange(unsigned mask, uint64_t value, unsigned lane, int line) {
     unsigned t = engine_thread();
     worker->posted[t] = value;
     worker->warp_wait(mask, line);                        // everybody has posted
     value = worker->posted[t / 32 * 32 + lane % 32];
     worker->warp_wait(mask, line);                        // everybody has read
-    INSPECTED(inspect_warp_barrier(t);)
     return value;
+}
+
+// Each lane of the warp shows `bytes` bytes; `all` gets those of all 32, by lane. Not a word of CUDA: what plays the instructions by which
+// a whole warp works together (tensor cores) is built on it.
+void engine_gather(const void* mine, size_t bytes, void* all, int line) {
+    unsigned first = engine_thread() / 32 * 32;
+    worker->posted[engine_thread()] = (uint64_t)mine;
+    worker->warp_wait(~0u, line);                         // everybody shows
+    for (unsigned lane = 0; lane < 32; ++lane) {
+        const void* other = (const void*)worker->posted[first + lane];
+        if (worker->alive[first / 32] >> lane & 1) memcpy((char*)all + lane * bytes, other, bytes);
+        else memset((char*)all + lane * bytes, 0xff, bytes);                          // NaN: it has returned, or there is none
+    }
+    worker->warp_wait(~0u, line);                         // everybody has looked
 }
 
 unsigned engine_ballot(unsigned mask, int predicate, int line) {
@@ -244,7 +263,6 @@ unsigned engine_ballot(unsigned mask, int predicate, int line) {
     for (unsigned lane = 0; lane < 32; ++lane)
         if (mask >> lane & 1) votes |= (unsigned)worker->posted[t / 32 * 32 + lane] << lane;
     worker->warp_wait(mask, line);
-    INSPECTED(inspect_warp_barrier(t);)
     return votes;
 }
 
@@ -257,7 +275,7 @@ const char* engine_run(void (*body)(void*), void* context, const unsigned* grid,
     size_t count = std::max(1, setting("CUDA_ON_CPU_WORKERS", (int)std::thread::hardware_concurrency()));
     ASAN(count = 1;)                                      // static __shared__: one copy in all
     INSPECTED(count = 1; inspect_begin_launch((void*)body, blocks, threads, shared_begin, shared_end);)
-    TSAN(count = 32;)                                     // nothing orders two blocks, as on a GPU
+    TSAN(count = 8;)                                      // nothing orders two blocks, as on a GPU; a fiber takes 1 MB here
     count = std::min(count, blocks);
     while (workers.size() < count) workers.emplace_back(new Worker);
     std::atomic<size_t> next{0};

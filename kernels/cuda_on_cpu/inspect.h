@@ -5,7 +5,7 @@
 void inspect_begin_launch(void* kernel, size_t blocks, size_t threads, char* shared_begin, char* shared_end);
 void inspect_begin_block(size_t block, char* dynamic_shared, size_t bytes);
 void inspect_barrier(unsigned thread);       // this thread has passed a __syncthreads()
-void inspect_warp_barrier(unsigned thread);  // this thread has passed a warp operation
+void inspect_warp_barrier(unsigned thread);  // this thread has passed a __syncwarp()
 void inspect_end_block();
 void inspect_end_launch();                   // also of one that failed
 

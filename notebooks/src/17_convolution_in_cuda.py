@@ -1,16 +1,16 @@
 # %% [markdown]
-# # 17  Convolution in CUDA, in four versions
+# # 17  Convolution in CUDA, in five versions
 #
 # Nearly all the arithmetic of a Mask R-CNN is convolution, and all of its fast versions do the same multiplications
 # as the slow one. What differs is how often a number is fetched for them. This notebook follows one layer through
-# four kernels: the formula, tiles in shared memory, tiles in registers, vectors and two buffers. After each it
-# counts. You need no GPU: nprcnn runs the same CUDA files on your processor and counts what a GPU's memory would
+# five kernels: the formula, tiles in shared memory, tiles in registers, vectors and two buffers, tensor cores. A sixth,
+# Winograd's, multiplies less often. Then it counts. You need no GPU: nprcnn runs the same CUDA files on your processor and counts what a GPU's memory would
 # have to do. You need a C++ compiler (`g++`); without one the cells that run CUDA are skipped.
 #
 # **You need:** notebooks [02](02_convolution.ipynb) (im2col, and the gradients) and
 # [15](15_roi_align_in_cuda.ipynb) (warps, sectors, banks). **You will be able to:** see a convolution as a matrix
 # product that is never built, say what a tile saves and where, count loads for a multiplication, and read
-# `kernels/cuda/conv2d*`. About 75 minutes with the exercises.
+# `kernels/cuda/conv2d*`. About 90 minutes with the exercises.
 #
 # ## Where we are
 
@@ -21,7 +21,7 @@ import numpy as np
 import nprcnn
 from nprcnn import course
 from nprcnn.course.cuda import compiler_is_here, counts, cuda_source, numba_source
-from nprcnn.course.cuda_conv import check_grad_x_thread, check_place_in_x, check_smallest_pad, draw_product
+from nprcnn.course.cuda_conv import check_grad_x_thread, check_place_in_x, check_smallest_pad, draw_fragments, draw_product
 from nprcnn.gradcheck import GradientCheckError
 from nprcnn.kernels.cuda import conv2d as cuda_conv, launch
 from nprcnn.kernels.cuda_on_cpu.inspection import inspect, watched
@@ -103,7 +103,7 @@ print(cuda_source("conv2d_v1_naive.cu", "// grid: one thread a number of y"))
 print(numba_source("conv2d.py", "conv2d_v1"))
 
 # %% [markdown]
-# All four versions against NumPy, on our layer, and then on one with stride, padding, dilation and more images.
+# The first four versions against NumPy, on our layer, and then on one with stride, padding, dilation and more images.
 # Sums of 144 products in float32 come out a little different when they are added in another order.
 
 # %%
@@ -184,7 +184,7 @@ if compiler:
 # %%
 if compiler:
     dy = rng.standard_normal(truth.shape, np.float32)
-    for version in (1, 2, 3, 4):                          # of dw version 4 has no kernel of its own: it is version 3's
+    for version in (1, 2, 3, 4):
         dx = cuda_conv.conv2d_grad_x(dy, w, x.shape, version=version)
         dw = cuda_conv.conv2d_grad_w(dy, x, w.shape, version=version)
         errors = np.abs(dx - conv2d_grad_x(dy, w, x.shape)).max(), np.abs(dw - conv2d_grad_w(dy, x, w.shape)).max()
@@ -267,6 +267,10 @@ for k, (offset, tap) in enumerate(cuda_conv.tap_table(np, sizes)[:11].tolist()):
 print(cuda_source("conv2d_v4_vectors.cu", "    float4 next_a", "    // Four columns"))
 
 # %% [markdown]
+# dw is a product of the same kind, with the output's pixels as its depth. There the two tables change their parts: a
+# thread has the same four taps in every step, and reads from a table where the step's pixels lie (the second half of
+# the file). dx needs no kernel: it is the forward one, with turned filters.
+#
 # What a block computes (pale blue), what it fetches in one step (dark), and which results are thread 83's (orange,
 # taken from the trace):
 
@@ -283,15 +287,145 @@ if compiler:
         draw_product(panel, O, P, K, tile, STEPS[version], results, title)
 
 # %% [markdown]
-# ## 7  Counting
+# ## 7  Version 5: tensor cores
 #
-# The inspector has seen all launches above. Here they are side by side. An access is one instruction of a warp;
+# From compute capability 8.0 on (sm_80: A100, RTX 30 and later) a warp has an instruction for a whole small matrix
+# product: $16 \times 8$ times $8 \times 8$, 1024 multiplications. The three matrices lie in the registers of the 32
+# lanes, each lane holds a few numbers of each, its **fragments**. Which ones, NVIDIA's manual says (*PTX ISA*, "Matrix
+# Fragments for mma.m16n8k8", type .tf32). With lane $= 4g + q$:
+
+# %%
+print(cuda_source("conv2d_v5_tensor_cores.cu", "// sum += A B, by a whole warp", "//     sum[0]"))
+
+# %% [markdown]
+# In the picture each cell says which lane has it, and the four lanes with the same $g$ have one colour. Outlined: what
+# lane 6 holds ($g = 1$, $q = 2$), with the number of its register. Its four sums need two rows of A and two columns of B, so numbers of many other lanes. That is why the warp
+# must come to this instruction as a whole.
+
+# %%
+figure, axes = plt.subplots(figsize=(6.6, 8.6))
+draw_fragments(axes, lane=6)
+
+# %% [markdown]
+# In Python, to step through: 32 lanes, each with its registers.
+
+# %%
+def mma(sums, a, b):
+    """sums (32, 4) += A B; a (32, 4) and b (32, 2): the fragments of 32 lanes."""
+    for lane in range(32):                                # a GPU: all at once
+        g, q = lane // 4, lane % 4
+        for k in range(8):
+            above = a[4 * g + k % 4, k // 4 * 2]          # A[g, k], from another lane's registers
+            below = a[4 * g + k % 4, k // 4 * 2 + 1]      # A[g + 8, k]
+            for j in (0, 1):
+                right = b[4 * (2 * q + j) + k % 4, k // 4]               # B[k, 2 q + j]
+                sums[lane, j] += above * right
+                sums[lane, 2 + j] += below * right
+
+g, q = np.divmod(np.arange(32), 4)
+small_a, small_b = rng.integers(-9, 10, (16, 8)), rng.integers(-9, 10, (8, 8))
+sums = np.zeros((32, 4), int)
+mma(sums, np.stack([small_a[g, q], small_a[g + 8, q], small_a[g, q + 4], small_a[g + 8, q + 4]], axis=1),
+    np.stack([small_b[q, g], small_b[q + 4, g]], axis=1))
+product = small_a @ small_b
+rows, columns = np.stack([g, g, g + 8, g + 8], axis=1), np.stack([2 * q, 2 * q + 1] * 2, axis=1)
+assert (sums == product[rows, columns]).all()
+print("every lane holds its four numbers of the product")
+
+# %% [markdown]
+# In the file there are two functions `mma`: one line of assembler for the GPU, and for the CPU the loop above. The
+# kernel around it is version 4's. A block has 8 warps, a warp $64 \times 32$ results, so 4 x 4 small matrices:
+
+# %%
+print(cuda_source("conv2d_v5_tensor_cores.cu", "// The products of one step"))
+
+# %% [markdown]
+# **The price.** The instruction takes TF32: float32's range, but 10 bits behind the point in place of 23. Each number
+# of x and w is rounded to the nearest of these. What comes out is the exact convolution of the *rounded* numbers, as
+# far as float32 sums go:
+
+# %%
+def largest_error(y, right):
+    """Over the largest right value."""
+    return np.abs(y - right).max() / np.abs(right).max()
+
+nearest = cuda_conv.round_to_tf32
+exact = conv2d(x.astype(float), w.astype(float), b.astype(float))
+of_rounded = conv2d(nearest(x).astype(float), nearest(w).astype(float), b.astype(float))
+print(f"pi in TF32: {float(nearest(np.float32(np.pi))):.7f}, relative error {abs(float(nearest(np.float32(np.pi))) / np.pi - 1):.0e}; "
+      f"at most 2^-11 = {2.0**-11:.0e}")
+if compiler:
+    y4, y5 = (cuda_conv.conv2d(x, w, b, version=version) for version in (4, 5))
+    print(f"version 4: largest error {largest_error(y4, exact):.0e} of the largest number of y")
+    print(f"version 5: largest error {largest_error(y5, exact):.0e};")
+    print(f"           against the convolution of the rounded numbers {largest_error(y5, of_rounded):.0e}")
+    assert largest_error(y5, of_rounded) < 1e-6 < 1e-5 < largest_error(y5, exact) < 2e-3
+
+# %% [markdown]
+# A network that was trained in float32 mostly forgives that, but its numbers are no longer those of notebook 18. So
+# nprcnn never chooses version 5 by itself; `conv2d(..., version=5)` or `tf32=True` asks for it. (How the hardware
+# rounds its sums NVIDIA does not say. Here they are float32's, so a GPU's last bits may differ.)
+#
+# Results of thread 83 once more, in pairs, 8 rows of 16 in its warp's part of the tile:
+
+# %%
+if compiler:
+    seen_by[5] = watch(5)
+    written = [a.index for a in seen_by[5].trace if a.thread == 83 and a.memory == "y"]
+    results = [divmod(index + i, P) for index in written for i in (0, 1)]              # version 5 writes float2
+    figure, axes = plt.subplots(figsize=(4.4, 3.9))
+    draw_product(axes, O, P, K, (128, 128), 16, results, f"version 5: results of a thread: {len(results)}")
+
+# %% [markdown]
+# ## 8  Winograd: fewer multiplications
+#
+# Everything so far saves fetches. Notebook [14](14_winograd_on_the_cpu.ipynb) saves multiplications: 36 products for 4
+# x 4 outputs of a 3x3 filter, in place of 144. On a GPU these are four kernels. Three mix numbers, and a thread has a
+# whole tile in its registers; the third of the four is 36 matrix products, with the tiles of version 4. This one mixes
+# the inputs:
+
+# %%
+print(cuda_source("conv2d_winograd.cu", "// ---- inputs", "}"))
+
+# %% [markdown]
+# Neighbouring threads have neighbouring tiles, so the 36 writes of a thread go to 36 places, each side by side with its
+# neighbours'. Against version 4, on a layer with more pixels (16 channels, 32 x 64 outputs):
+
+# %%
+wide = rng.standard_normal((1, C, 34, 66), np.float32)
+wide_sizes = cuda_conv.geometry(wide.shape, w.shape, 1, 0, 1, 1)
+of_formula = 32 * 64 * O * K
+of_winograd = 36 * O * C * (32 // 4) * (64 // 4)
+print(f"multiplications: {of_formula:,} by the formula, {of_winograd:,} between the transforms: {of_winograd / of_formula:.2f}")
+print(f"with those of the transforms: {cuda_conv.winograd_share(wide_sizes):.2f}")
+if compiler:
+    found, watched_by = {}, {}
+    for version in (4, "winograd"):
+        with inspect() as seen:
+            found[version] = cuda_conv.conv2d(wide, w, b, version=version)
+        watched_by[version] = list(seen)
+    right = conv2d(wide.astype(float), w.astype(float), b.astype(float))
+    print(counts(watched_by[4] + watched_by["winograd"], ["v4", *(one.kernel for one in watched_by["winograd"])]))
+    print(f"largest error, over the largest number: v4 {largest_error(found[4], right):.0e}, "
+          f"Winograd {largest_error(found['winograd'], right):.0e}")
+    assert largest_error(found["winograd"], right) < 2e-5
+
+# %% [markdown]
+# A quarter of the products, and with them of the loads of shared memory. What it costs: the mixed numbers are written
+# to global memory and read again, V and M, and they are 36 for 16. With 16 channels that is more than all the rest;
+# with 256, where each number of V is good for 256 filters, the products weigh more. Whether it pays on a GPU has to be
+# measured, and has not been: nprcnn takes it only where `winograd=True` asks. And it rounds more, as in notebook 14.
+#
+# ## 9  Counting
+#
+# The inspector has seen all launches of our layer. Here they are side by side. An access is one instruction of a warp;
 # *asked* is what its threads read and wrote, *moved* whole sectors of 32 bytes.
 
 # %%
 if compiler:
-    launches = [seen_by[version] for version in (1, 2, 3, 4)]
-    print(counts(launches, ["v1", "v2", "v3", "v4"]))
+    names = ["v1", "v2", "v3", "v4", "v5"]
+    launches = [seen_by[version] for version in (1, 2, 3, 4, 5)]
+    print(counts(launches, names))
 
 # %%
 if compiler:
@@ -306,7 +440,6 @@ if compiler:
         row = loads(one, False), loads(one, True), moved[version - 1], passes[version - 1]
         print(f"   {version}   " + "{:33.3f} {:8.3f} {:10.2f} {:20,}".format(*row))
     figure, axes = plt.subplots(1, 3, figsize=(9.5, 2.8))
-    names = ["v1", "v2", "v3", "v4"]
     axes[0].bar(names, moved, color=course.FORWARD)
     axes[0].axhline(numbers * 4 / 2**20, color="black", linestyle=":")
     axes[0].set(title="MB of sectors moved\n(dotted: all arrays once)", yscale="log", ylim=(0.1, 100))
@@ -322,22 +455,24 @@ if compiler:
 
 # %% [markdown]
 # Version 2 moves the loads from global to shared memory, and does as many as before. Version 3 gets rid of most of
-# these. Version 4 loads 16 numbers for 64 products, and four of them with each instruction.
+# these. Version 4 loads 16 numbers for 64 products, and four of them with each instruction. Version 5 loads 24 for 512,
+# a number at a time: its warp shares what its lanes have loaded.
 #
 # Is that enough? While its memory delivers a byte, a GPU can do a certain number of operations. A kernel that has
 # fewer to do for each byte waits for the memory. The dotted lines are the quotients of two figures from NVIDIA's
-# data sheets: T4, 8.1 TFLOP/s in float32 and 320 GB/s; H200, 67 TFLOP/s and 4.8 TB/s.
+# data sheets: T4, 8.1 TFLOP/s in float32 and 320 GB/s; H200, 67 TFLOP/s and 4.8 TB/s, and with its tensor cores in
+# TF32 495 TFLOP/s.
 
 # %%
 if compiler:
     ratio = [2 * products / (one.total("sectors") * 32) for one in launches]
-    figure, axes = plt.subplots(figsize=(5.5, 2.4))
+    figure, axes = plt.subplots(figsize=(5.5, 2.8))
     axes.bar(names, ratio, color=course.FORWARD)
     axes.bar_label(axes.containers[0], fmt="{:.1f}", label_type="center", color="white")
-    for name, balance in (("T4", 8.1e12 / 320e9), ("H200", 67e12 / 4.8e12)):
+    for name, balance in (("T4", 8.1e12 / 320e9), ("H200", 67e12 / 4.8e12), ("H200, TF32", 495e12 / 4.8e12)):
         axes.axhline(balance, color="black", linestyle=":", linewidth=1)
         axes.text(-0.45, balance * 1.08, f"{name}: {balance:.0f}", fontsize=8)
-    axes.set(ylabel="operations for\na byte moved", yscale="log", ylim=(0.1, 60))
+    axes.set(ylabel="operations for\na byte moved", yscale="log", ylim=(0.1, 250))
     print("two tiles of T x T alone, 2 T T T operations on 8 T T bytes:", {T: T / 4 for T in (1, 16, 64, 128)})
 
 # %% [markdown]
@@ -345,7 +480,7 @@ if compiler:
 # layer is small; with more filters and more pixels the borders of the tiles matter less. **Times on a GPU: not
 # measured.** The first lines of each file will say them.
 #
-# ## 8  Two numbers more in a row
+# ## 10  Two numbers more in a row
 #
 # Versions 3 and 4 turn A while they write it to shared memory, so a warp writes columns. Each file has a `PAD`, a
 # few numbers at the end of every row that nobody uses. What happens with another one?
@@ -379,7 +514,7 @@ if compiler:
 # In version 4 the rows must also begin at multiples of 16 bytes, or a `float4` cannot be loaded. Exercise 2 asks
 # for the rule.
 #
-# ## 9  A planted bug: the second barrier
+# ## 11  A planted bug: the second barrier
 #
 # "All have fetched" is plain. The barrier *after* the multiplication is the one that gets forgotten. We take it out
 # of version 2, and the one in the loop out of version 4.
@@ -500,12 +635,14 @@ check_grad_x_thread(grad_x_thread)
 # - A convolution is a matrix product A · B with B never built: k and p say where its numbers lie in x.
 # - All versions multiply as often. What falls is the number of fetches: a tile of T x T fetches 2 / T numbers of
 #   global memory for a product; a thread with 8 x 8 results loads 16 numbers of shared memory for 64.
+# - A tensor core multiplies small matrices that a warp's lanes hold together. Its numbers have 10 bits behind the point.
+# - Winograd's form has a quarter of the multiplications, and pays with memory and rounding.
 # - `float4` is one instruction for four numbers, and wants addresses that are multiples of 16 bytes. A pad at the
 #   end of each row keeps columns out of one bank.
 # - Two buffers let the next tile travel while this one is multiplied, with one barrier a step.
 # - Version 1 stays: it takes every shape and float64, and its gradient check is what the others are measured by.
 #
-# **Read next.** In this course: [14 Winograd on the CPU](14_winograd_on_the_cpu.ipynb), which saves
-# multiplications, not fetches. In the code: `kernels/cuda/conv2d.py`, which chooses a version for a layer.
+# **Read next.** In this course: [14 Winograd on the CPU](14_winograd_on_the_cpu.ipynb), where its three matrices come
+# from. In the code: `kernels/cuda/conv2d.py`, which chooses a version for a layer.
 # Elsewhere: S. Boehm, *How to Optimize a CUDA Matmul Kernel* (2022), the same ladder for plain matrices; NVIDIA's
 # CUTLASS, the ladder's top.

@@ -1,4 +1,4 @@
-"""Exercises and figures of notebook 17: convolution in CUDA, in four versions."""
+"""Exercises and figures of notebook 17: convolution in CUDA, in five versions."""
 
 import numpy as np
 
@@ -36,6 +36,37 @@ def draw_product(axes, rows, columns, depth, tile, step, results, title):
                        (columns * 0.75, rows / 2, f"results\n({rows}, {columns})")):
         axes.text(x, y, text, ha="center", va="center", fontsize=8)
     axes.set(xlim=(left - 4, columns + 4), ylim=(rows + 4, top - 4), aspect="equal", title=title)
+    axes.axis("off")
+
+
+def fragments():
+    """{"A": (16, 8), "B": (8, 8), "sum": (16, 8)}: for each place (lane, register) of mma.m16n8k8 in TF32; with that as last axis."""
+    owners = {"A": np.empty((16, 8, 2), int), "B": np.empty((8, 8, 2), int), "sum": np.empty((16, 8, 2), int)}
+    for lane in range(32):
+        g, q = lane // 4, lane % 4
+        for register in range(4):
+            owners["A"][g + register % 2 * 8, q + register // 2 * 4] = lane, register
+            owners["sum"][g + register // 2 * 8, 2 * q + register % 2] = lane, register
+        for register in range(2):
+            owners["B"][q + register * 4, g] = lane, register
+    return owners
+
+
+def draw_fragments(axes, lane):
+    """Which lane of a warp holds which number of A (16, 8), B (8, 8) and their product; what `lane` holds is outlined: its registers."""
+    import matplotlib.pyplot as plt
+    colours = plt.get_cmap("Pastel1")
+    for (name, owner), (left, top) in zip(fragments().items(), ((-10, 0), (0, -10), (0, 0))):
+        for (row, column), (who, register) in ((place, owner[place]) for place in np.ndindex(owner.shape[:2])):
+            mine = who == lane
+            axes.add_patch(plt.Rectangle((left + column, top + row), 1, 1, facecolor=colours(who // 4), edgecolor="white", linewidth=0.8))
+            axes.text(left + column + 0.5, top + row + 0.5, f"[{register}]" if mine else str(who), ha="center", va="center", fontsize=8,
+                      fontweight="bold" if mine else None)
+        for row, column in np.argwhere(owner[..., 0] == lane):
+            axes.add_patch(plt.Rectangle((left + column, top + row), 1, 1, fill=False, edgecolor="black", linewidth=1.5, zorder=3))
+        height, width = owner.shape[:2]
+        axes.text(left + width / 2, top - 0.3, f"{name} ({height}, {width}), in {name.lower()}[ ]", ha="center", va="bottom", fontsize=9)
+    axes.set(xlim=(-10.5, 8.5), ylim=(16.5, -11.5), aspect="equal")
     axes.axis("off")
 
 
