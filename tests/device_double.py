@@ -5,14 +5,16 @@ for `__array__` raises; NumPy's functions reach it by dispatch, by name, and tho
 refused beside it, but as an index, and where something is put on the device. The kernels are the .cu files, compiled for the CPU.
 
 It counts: `syncs` has every moment at which CuPy would wait for the GPU, with the bytes that come back; `uploads` the bytes of each array
-that goes up. `memory_limit` bounds what may be allocated.
+that goes up. `memory_limit` bounds what may be allocated. Events tell the CPU's time, and the device calls itself "a double".
 """
 
+import time
 import weakref
 from types import SimpleNamespace
 
 import numpy as np
 
+__version__ = "0"
 syncs, uploads = [], []
 memory_limit = None
 _used = 0
@@ -28,6 +30,7 @@ def reset():
 
 def _sync(why, nbytes=8):
     syncs.append((why, nbytes))
+    _core.syncdetect._declare_synchronize()     # as CuPy does, by name, so that who counts may put a function of his own there
 
 
 # ---- the errors
@@ -297,16 +300,71 @@ def get_array_module(*args):
     return cupy_double if any(isinstance(a, ndarray) for a in args) else np
 
 
+def matmul(x1, x2, out=None):
+    return np.matmul(x1, x2) if out is None else np.matmul(x1, x2, out=out)
+
+
+class MemoryPool:
+    """Plays the default memory pool: what is free is given back at once."""
+
+    def free_all_blocks(self, stream=None):
+        pass
+
+    def used_bytes(self):
+        return _used
+
+    def total_bytes(self):
+        return _used
+
+    def get_limit(self):
+        return memory_limit or 0
+
+    def set_limit(self, size=None, fraction=None):
+        global memory_limit
+        memory_limit = size or None
+
+
+_pool = MemoryPool()
+
+
 def get_default_memory_pool():
-    return SimpleNamespace(free_all_blocks=lambda: None)
+    return _pool
+
+
+def as_strided(x, shape=None, strides=None):
+    return x._view(np.lib.stride_tricks.as_strided(x._values, shape, strides))
+
+
+lib = SimpleNamespace(stride_tricks=SimpleNamespace(as_strided=as_strided))
 
 
 # ---- the kernels and the driver
 
-class RawModule:
-    """The .cu file on the CPU; its arguments must be arrays of the device and NumPy's scalars, as on a GPU."""
+# By value a kernel takes these; Python's own numbers are made 8 bytes first, whatever the kernel takes (cupy/cuda/function.pyx)
+SCALARS = {np.dtype(code).type for code in "?bhilqBHILQefdFD"}
 
-    def __init__(self, *, code, options=()):
+
+def _argument(value):
+    """What RawKernel makes of an argument. One element of NumPy's memory would go by value without a word; that is refused here."""
+    if isinstance(value, ndarray):
+        return value._values
+    if isinstance(value, np.ndarray):
+        raise TypeError(f"You are trying to pass a numpy.ndarray of shape {value.shape} as a kernel parameter")
+    if type(value) in SCALARS:
+        return value
+    for kind, wide in ((bool, np.bool_), (int, np.int64), (float, np.float64), (complex, np.complex128)):
+        if isinstance(value, kind):
+            return wide(value)
+    raise TypeError(f"Unsupported type {type(value)}")
+
+
+class RawModule:
+    """The .cu file on the CPU, and as strict about types as RawModule and RawKernel are: a tuple of options, tuples of sizes, and a number of
+    the size that the kernel takes (a GPU would read what lies beside it)."""
+
+    def __init__(self, *, code=None, options=()):
+        if not isinstance(code, str) or not isinstance(options, tuple):
+            raise TypeError(f"code must be a str and options a tuple, not {type(code)} and {type(options)}")
         from nprcnn.kernels.cuda_on_cpu.loader import Module
         self.module = Module(code, options, name="double")
 
@@ -314,16 +372,59 @@ class RawModule:
         function = self.module.get_function(name)
 
         def kernel(grid, block, args, *, shared_mem=0):
-            for value in args:
-                if not isinstance(value, (ndarray, np.generic)):
-                    raise TypeError(f"Unsupported type {type(value)}")
-            function(grid, block, tuple(a._values if isinstance(a, ndarray) else a for a in args), shared_mem)
+            if not isinstance(grid, tuple) or not isinstance(block, tuple):
+                raise TypeError("Argument 'grid' or 'block' has incorrect type (expected tuple)")
+            function(grid, block, tuple(map(_argument, args)), int(shared_mem))
         return kernel
 
 
-runtime = SimpleNamespace(CUDARuntimeError=CUDARuntimeError, getDeviceCount=lambda: 1, driverGetVersion=lambda: 12080,
-                          runtimeGetVersion=lambda: 12080)
-cuda = SimpleNamespace(runtime=runtime, nvrtc=SimpleNamespace(getVersion=lambda: (12, 8)),
-                       memory=SimpleNamespace(OutOfMemoryError=OutOfMemoryError))
+class Event:
+    """Plays cupy.cuda.Event: the moment when the work before it is done, which here is at once."""
+
+    def __init__(self, block=False, disable_timing=False, interprocess=False):
+        self.timed, self.moment = not disable_timing, None
+
+    def record(self, stream=None):
+        self.moment = time.perf_counter()
+
+    def synchronize(self):
+        _sync("event")
+
+
+def get_elapsed_time(start_event, end_event):
+    """Milliseconds."""
+    if None in (start_event.moment, end_event.moment) or not (start_event.timed and end_event.timed):
+        raise CUDARuntimeError("cudaErrorInvalidResourceHandle: invalid resource handle")
+    return 1e3 * (end_event.moment - start_event.moment)
+
+
+class Device:
+    """Plays cupy.cuda.Device."""
+
+    compute_capability = "90"
+
+    def __init__(self, device=None):
+        self.id = int(device or 0)
+
+    def synchronize(self):
+        runtime.deviceSynchronize()
+
+
+ATTRIBUTES = {"ClockRate": 1_000_000, "MemoryClockRate": 1_000_000, "GlobalMemoryBusWidth": 64, "MultiProcessorCount": 2}
+_names = list(ATTRIBUTES)
+runtime = SimpleNamespace(
+    CUDARuntimeError=CUDARuntimeError, getDeviceCount=lambda: 1, getDevice=lambda: 0, driverGetVersion=lambda: 12080,
+    runtimeGetVersion=lambda: 12080, deviceSynchronize=lambda: None,
+    getDeviceProperties=lambda device: {"name": b"a double", "major": 9, "minor": 0, "multiProcessorCount": 2, "totalGlobalMem": 2**34},
+    deviceGetAttribute=lambda attribute, device: ATTRIBUTES[_names[attribute]],
+    **{f"cudaDevAttr{name}": number for number, name in enumerate(_names)})
+cuda = SimpleNamespace(runtime=runtime, nvrtc=SimpleNamespace(getVersion=lambda: (12, 8)), Event=Event, get_elapsed_time=get_elapsed_time,
+                       Device=Device, memory=SimpleNamespace(OutOfMemoryError=OutOfMemoryError))
+
+_compute_type = [1]
+_core = SimpleNamespace(
+    syncdetect=SimpleNamespace(_declare_synchronize=lambda: None),
+    _routines_linalg=SimpleNamespace(COMPUTE_TYPE_DEFAULT=1, COMPUTE_TYPE_TF32=7, get_compute_type=lambda dtype: _compute_type[0],
+                                     set_compute_type=lambda dtype, kind: _compute_type.__setitem__(0, kind)))
 
 import device_double as cupy_double  # noqa: E402  (itself, for get_array_module)

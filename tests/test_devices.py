@@ -201,12 +201,55 @@ def test_the_double_refuses_what_cupy_refuses(double):
     assert a[b.astype(int)].shape == (3,) and len(double.uploads) == before + 1
 
 
+def test_the_double_takes_what_a_raw_kernel_takes(double):
+    """Python's numbers are 8 bytes to RawKernel, and NumPy's arrays no pointers: launch.py lets neither through, and the double would notice."""
+    code = 'extern "C" __global__ void put(float* y, int i, float value) { if (threadIdx.x == 0) y[i] = value; }'
+    kernel, y = double.RawModule(code=code, options=("-std=c++17",)).get_function("put"), double.zeros(4, np.float32)
+    kernel((1,), (32,), (y, np.int32(2), np.float32(7)))
+    assert y.get().tolist() == [0, 0, 7, 0]
+    for wrong in ((y, 2, np.float32(7)), (y, np.int32(2), 7.0), (y, np.int32(2), np.float64(7)), (y, np.int64(2), np.float32(7)),
+                  (np.zeros(4, np.float32), np.int32(2), np.float32(7)), (y, np.int32(2), "7"), (y, np.int32(2)), (y.get(), np.int32(2), np.float32(7)),
+                  (double.zeros(4, np.float64), np.int32(2), np.float32(7))):
+        with pytest.raises(TypeError):
+            kernel((1,), (32,), wrong)
+    with pytest.raises(TypeError):
+        kernel([1], (32,), (y, np.int32(2), np.float32(7)))
+    with pytest.raises(TypeError):
+        double.RawModule(code=code, options=["-std=c++17"])
+    with pytest.raises(RuntimeError, match="65535"):
+        kernel((1, 70000), (32,), (y, np.int32(2), np.float32(7)))
+
+
+def test_shared_memory_that_is_asked_for_and_declared_fits_together():
+    """A GPU refuses a launch whose 48 KB are exceeded by both together; what is declared is known from NVIDIA's compiler."""
+    from nprcnn.kernels.cuda import nms, nvrtc, roi_align
+    try:
+        library = nvrtc.load()
+    except nvrtc.NoNvrtc as error:
+        pytest.skip(str(error))
+    for name in ("float32", "float64"):
+        declared = nvrtc.compile_file(library, roi_align.FORWARD[3], "sm_90", name)[0]["roi_align"].shared
+        asked = [roi_align._shared_bytes((1, bins), np.dtype(name)) for bins in range(1, 500) if roi_align.fits_v3((1, bins), np.dtype(name))]
+        assert 40 * 1024 < max(asked) + declared <= 48 * 1024
+    for version in nms.FILES:
+        declared = nvrtc.compile_file(library, nms.FILES[version], "sm_90")[0]["nms_reduce"].shared
+        assert 40 * 1024 < nms.MAX_BOXES // 8 + declared <= 48 * 1024
+
+
 def test_the_double_has_nothing_that_cupy_lacks():
     """CuPy's names can be looked at without a GPU."""
     cupy = pytest.importorskip("cupy")
-    names = [*device_double.UFUNCS, *device_double.FUNCTIONS, "asarray", "array", "ascontiguousarray", "empty", "zeros", "ones", "full", "arange",
+    names = [*device_double.UFUNCS, *device_double.FUNCTIONS, "__version__", "matmul", "asarray", "array", "ascontiguousarray", "empty", "zeros", "ones", "full", "arange",
              "result_type", "argsort", "take", "split", "flatnonzero", "nonzero", "get_array_module", "get_default_memory_pool", "RawModule"]
     assert [name for name in names if not hasattr(cupy, name)] == []
+    for name in ("Event", "get_elapsed_time", "Device", "set_allocator"):
+        assert hasattr(cupy.cuda, name), name
+    for name in ("getDevice", "deviceSynchronize", "getDeviceProperties", "deviceGetAttribute", *(f"cudaDevAttr{a}" for a in device_double.ATTRIBUTES)):
+        assert hasattr(cupy.cuda.runtime, name), name
+    assert cupy.lib.stride_tricks.as_strided and cupy._core.syncdetect._declare_synchronize
+    assert all(hasattr(cupy._core._routines_linalg, name) for name in vars(device_double._core._routines_linalg))
+    pool = [name for name in vars(device_double.MemoryPool) if not name.startswith("_")]
+    assert [name for name in pool if not hasattr(cupy.cuda.MemoryPool, name)] == []
     public = [name for name in vars(device_double.ndarray) if not name.startswith("_")]
     assert [name for name in public if not hasattr(cupy.ndarray, name)] == []
     assert issubclass(cupy.cuda.memory.OutOfMemoryError, MemoryError) and issubclass(cupy.cuda.runtime.CUDARuntimeError, RuntimeError)

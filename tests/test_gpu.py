@@ -3,6 +3,8 @@
 Without one every test is skipped, and says why.
 """
 
+import functools
+
 import device_bodies as bodies
 import numpy as np
 import pytest
@@ -86,6 +88,19 @@ LAYERS = [(2, 20, 13, 11, 150, 3, 1, 1), (1, 64, 17, 9, 40, 1, 1, 0), (1, 36, 15
           (3, 5, 1, 1, 7, 1, 1, 0), (1, 256, 100, 152, 256, 3, 1, 1), (2, 512, 25, 38, 2048, 1, 1, 0)]
 
 
+@functools.lru_cache(maxsize=2)      # of one layer in both dtypes, for all versions
+def convolution_case(layer, real):
+    """x, w, b, dy in float64, rounded to `real`; and y, dx, dw."""
+    n, channels, height, width, out_channels, k, stride, padding = layer
+    rng = np.random.default_rng(2)
+    x, w, b = (rng.standard_normal(shape) for shape in ((n, channels, height, width), (out_channels, channels, k, k), (out_channels,)))
+    out = [(side + 2 * padding - k) // stride + 1 for side in (height, width)]
+    dy = rng.standard_normal((n, out_channels, *out))
+    x, w, b, dy = (a.astype(real).astype(float) for a in (x, w, b, dy))
+    return x, w, b, dy, (ops.conv.conv2d(x, w, b, stride, padding), ops.conv.conv2d_grad_x(dy, w, x.shape, stride, padding),
+                         ops.conv.conv2d_grad_w(dy, x, w.shape, stride, padding))
+
+
 @pytest.mark.parametrize("real", REALS)
 @pytest.mark.parametrize("version", [1, 2, 3, 4, None])
 @pytest.mark.parametrize("layer", LAYERS, ids=str)
@@ -93,17 +108,11 @@ def test_convolution(cupy, layer, version, real):
     n, channels, height, width, out_channels, k, stride, padding = layer
     if version == 4 and not conv.takes_v4(channels, k, k, real):
         pytest.skip("version 4 does not take this layer")
-    rng = np.random.default_rng(2)
-    x, w, b = (rng.standard_normal(shape) for shape in ((n, channels, height, width), (out_channels, channels, k, k), (out_channels,)))
-    y = ops.conv.conv2d(x, w, b, stride, padding)
-    dy = rng.standard_normal(y.shape)
-    x, w, b, dy = (a.astype(real).astype(float) for a in (x, w, b, dy))
-    expected = (ops.conv.conv2d(x, w, b, stride, padding), ops.conv.conv2d_grad_x(dy, w, x.shape, stride, padding),
-                ops.conv.conv2d_grad_w(dy, x, w.shape, stride, padding))
+    x, w, b, dy, expected = convolution_case(layer, real)
     gx, gw, gb, gdy = (cupy.asarray(a.astype(real)) for a in (x, w, b, dy))
     results = (conv.conv2d(gx, gw, gb, stride, padding, version=version), conv.conv2d_grad_x(gdy, gw, x.shape, stride, padding, version=version),
                conv.conv2d_grad_w(gdy, gx, w.shape, stride, padding, version=version))
-    close(cupy, results, expected, real, max(channels * k * k, out_channels * k * k, n * y.shape[2] * y.shape[3]))
+    close(cupy, results, expected, real, max(channels * k * k, out_channels * k * k, n * dy.shape[2] * dy.shape[3]))
 
 
 def random_rois(rng, count, images, side):
@@ -122,8 +131,7 @@ def test_roi_align(cupy, size, rois, bins, real):
     on_gpu, gdy = cupy.asarray(features.astype(real)), cupy.asarray(dy.astype(real))
     # coordinates of up to 1200 rounded to float32 move a sample by 1e-4 of a pixel, between pixels that differ by about 3
     tolerance = 1e-3 if real is np.float32 else 1e-9
-    fits = roi_align._shared_bytes((bins, bins), np.dtype(real)) <= roi_align.MAX_SHARED
-    for version in (1, 2, *([3] if fits else []), None):
+    for version in (1, 2, *([3] if roi_align.fits_v3((bins, bins), np.dtype(real)) else []), None):
         np.testing.assert_allclose(roi_align.roi_align(on_gpu, rois, 0.25, bins, version=version).get(), expected, rtol=0, atol=tolerance)
     for version in (1, 2):
         dx = roi_align.roi_align_grad(gdy, rois, size, 0.25, bins, version=version).get()
@@ -146,7 +154,7 @@ def test_nms(cupy, count):
 
 
 @pytest.mark.parametrize("real", REALS)
-@pytest.mark.parametrize("size", [(1, 1, 1, 1), (2, 3, 13, 9), (1, 64, 400, 608)])
+@pytest.mark.parametrize("size", [(1, 1, 1, 1), (2, 3, 13, 9), (1, 16, 400, 608)])
 def test_pooling_resizing_and_norm(cupy, size, real):
     rng = np.random.default_rng(4)
     x = rng.standard_normal(size).astype(real)
@@ -163,8 +171,9 @@ def test_pooling_resizing_and_norm(cupy, size, real):
             expected = getattr(ops.resize, forward)(x, out)
             np.testing.assert_array_equal(getattr(resize, forward)(gx, out).get(), expected)     # the same operations in the same order
             covered = max(1, out[0] // size[2] + 2) * max(1, out[1] // size[3] + 2)
+            # a place of up to size[3], rounded to float32, moves a weight by as much as that many roundings of 1
             close(cupy, [getattr(resize, backward)(cupy.asarray(expected), size)], [getattr(ops.resize, backward)(expected.astype(float), size)],
-                  real, 16 * covered)
+                  real, 16 * covered + max(size))
     masks = rng.integers(0, 2, (2, 1, 9, 7)).astype(np.uint8)
     np.testing.assert_array_equal(resize.resize_nearest(cupy.asarray(masks), (20, 11)).get(), ops.resize.resize_nearest(masks, (20, 11)))
     weight, bias, mean, var = rng.random((4, size[1])).astype(real)
@@ -209,6 +218,43 @@ def test_arrays_of_both_machines_in_one_launch_are_refused(cupy):
         norm_relu.norm_relu(x, scale, scale)
 
 
+def test_input_that_is_not_contiguous(cupy):
+    """Views with steps and exchanged axes are copied before a kernel sees them; the results are those of the copies."""
+    rng = np.random.default_rng(7)
+    x, w = rng.standard_normal((2, 11, 13, 12), np.float32), rng.standard_normal((3, 3, 6, 4), np.float32)
+    rois, boxes, scores = random_rois(rng, 12, 2, 40), rng.uniform(0, 30, (40, 8)).astype(np.float32), rng.random(40, np.float32)
+    boxes[:, 2:4] += boxes[:, :2]
+
+    def results(up):
+        features, filters = up(x).transpose(0, 2, 1, 3)[:, :12:2, ::-1, 1:], up(w).transpose(3, 2, 0, 1)         # (2, 6, 11, 11), (4, 6, 3, 3)
+        assert not features.flags.c_contiguous and not filters.flags.c_contiguous
+        y = conv.conv2d(features, filters, None, 1, 1)
+        pooled, index = pool.max_pool2d(features, 3, 2, 1)
+        return [y, conv.conv2d_grad_x(y[:, :, ::-1], filters, features.shape, 1, 1), conv.conv2d_grad_w(y, features, filters.shape, 1, 1),
+                pooled, pool.max_pool2d_grad(pooled[::-1], index[::-1], features.shape), resize.resize_bilinear(features, (7, 30)),
+                roi_align.roi_align(features, rois[::2], 0.25, 3), nms.nms(up(boxes)[:, :4], up(scores)[::-1], 0.3)]
+    for found, right in zip(results(cupy.asarray), results(np.asarray), strict=True):
+        np.testing.assert_allclose(found.get(), right, rtol=0, atol=1e-4)
+
+
+def test_empty_input(cupy):
+    none = cupy.zeros((0, 4, 9, 9), np.float32)
+    assert conv.conv2d(none, cupy.zeros((8, 4, 3, 3), np.float32)).shape == (0, 8, 7, 7)
+    assert pool.max_pool2d(none, 3, 2, 1)[0].shape == (0, 4, 5, 5) and resize.resize_nearest(none, (3, 3)).shape == (0, 4, 3, 3)
+    one, no_rois = cupy.zeros((1, 4, 9, 9), np.float32), np.zeros((0, 5), np.float32)
+    assert roi_align.roi_align(one, no_rois, 0.25, 7).shape == (0, 4, 7, 7)
+    assert not roi_align.roi_align_grad(cupy.zeros((0, 4, 7, 7), np.float32), no_rois, one.shape, 0.25, 7).get().any()
+    assert paste.paste_masks(cupy.zeros((0, 28, 28), np.float32), np.zeros((0, 4), np.float32), (20, 30)).shape == (0, 20, 30)
+    assert nms.batched_nms(cupy.zeros((0, 4), np.float32), cupy.zeros(0, np.float32), cupy.zeros(0, np.int64), 0.5).shape == (0,)
+
+
+def test_a_grid_that_no_gpu_takes_is_refused(cupy):
+    y = cupy.zeros(4, np.float32)
+    for grid, block in (((1, 65536), 32), (2**31, 32), (1, 1025), (0, 32)):
+        with pytest.raises(ValueError, match="grid of|block of"):
+            launch.launch("norm_relu_v1", "norm_relu", grid, block, (y, y, y, y, y, 4, 1, 4, 0, 0), np.float32)
+
+
 def test_float64_gradients_of_the_kernels(forgetful, cupy):
     """The whole model in float64 on the GPU equals NumPy's to rounding."""
     with nprcnn.use("numpy"):
@@ -218,3 +264,62 @@ def test_float64_gradients_of_the_kernels(forgetful, cupy):
     np.testing.assert_allclose([*losses2.values()], [*losses.values()], rtol=1e-9)
     for name, grad in grads.items():
         np.testing.assert_allclose(grads2[name], grad, rtol=0, atol=1e-9 * max(1, np.abs(grad).max()), err_msg=name)
+
+
+# ---- convolution with tensor cores, and Winograd's
+
+@pytest.mark.parametrize("layer", LAYERS, ids=str)
+def test_convolution_with_tensor_cores(cupy, layer):
+    """The convolution of numbers rounded to TF32. NVIDIA does not say how the hardware rounds its sums: allowed is eight times float32's bound."""
+    n, channels, height, width, out_channels, k, stride, padding = layer
+    if not conv.takes_v4(channels, k, k, np.float32):
+        pytest.skip("version 5 does not take this layer")
+    try:
+        conv.check_tensor_cores(cupy)
+    except conv.NoTensorCores as error:
+        pytest.skip(str(error))
+    rng = np.random.default_rng(2)
+    x, w, b = (rng.standard_normal(shape, np.float32) for shape in ((n, channels, height, width), (out_channels, channels, k, k), (out_channels,)))
+    tx, tw = (conv.round_to_tf32(a).astype(float) for a in (x, w))
+    y = ops.conv.conv2d(tx, tw, b.astype(float), stride, padding)
+    dy = rng.standard_normal(y.shape, np.float32)
+    tdy = conv.round_to_tf32(dy).astype(float)
+    gx, gw, gb, gdy = map(cupy.asarray, (x, w, b, dy))
+    results = [conv.conv2d(gx, gw, gb, stride, padding, version=5), conv.conv2d_grad_w(gdy, gx, w.shape, stride, padding, version=5)]
+    expected = [y, ops.conv.conv2d_grad_w(tdy, tx, w.shape, stride, padding)]
+    if stride == 1 and out_channels * k * k % 4 == 0:            # else version 3 does it, in float32
+        results.append(conv.conv2d_grad_x(gdy, gw, x.shape, stride, padding, version=5))
+        expected.append(ops.conv.conv2d_grad_x(tdy, tw, x.shape, stride, padding))
+    close(cupy, results, expected, np.float32, 8 * max(channels * k * k, out_channels * k * k, n * y.shape[2] * y.shape[3]))
+
+
+def test_the_gpu_rounds_to_tf32_as_round_to_tf32_does(cupy):
+    """One channel, one tap, a filter of 1: what comes out is x, rounded by cvt.rna.tf32.f32. (C = 4, for the version takes multiples of 4.)"""
+    rng = np.random.default_rng(3)
+    x = np.zeros((1, 4, 64, 64), np.float32)
+    x[0, 0] = np.ldexp(rng.uniform(1, 2, (64, 64)), rng.integers(-60, 60, (64, 64))) * rng.choice([-1, 1], (64, 64))
+    x[0, 0, 0, :4] = 1 + 2.0**-11, -1 - 2.0**-11, 1 + 3 * 2.0**-11, 0          # ties
+    w = np.zeros((1, 4, 1, 1), np.float32)
+    w[0, 0] = 1
+    try:
+        conv.check_tensor_cores(cupy)
+    except conv.NoTensorCores as error:
+        pytest.skip(str(error))
+    y = conv.conv2d(cupy.asarray(x), cupy.asarray(w), version=5)
+    np.testing.assert_array_equal(y.get()[0, 0], conv.round_to_tf32(x[0, 0]))
+
+
+@pytest.mark.parametrize("layer", [(2, 20, 13, 11, 150, 1), (3, 5, 4, 4, 3, 2), (1, 3, 1, 1, 4, 1), (1, 256, 100, 152, 256, 1), (100, 256, 14, 14, 256, 1)],
+                         ids=str)
+def test_winograd(cupy, layer):
+    n, channels, height, width, out_channels, padding = layer
+    rng = np.random.default_rng(2)
+    x, w, b = (rng.standard_normal(shape, np.float32) for shape in ((n, channels, height, width), (out_channels, channels, 3, 3), (out_channels,)))
+    gx, gw, gb = map(cupy.asarray, (x, w, b))
+    y = ops.conv.conv2d(x.astype(float), w.astype(float), b.astype(float), 1, padding)
+    dy = rng.standard_normal(y.shape, np.float32)
+    dx = ops.conv.conv2d_grad_x(dy.astype(float), w.astype(float), x.shape, 1, padding)
+    # kernels/cpu/conv_errors.py: about 1e-5 of the largest value for normal numbers
+    for found, right in ((conv.conv2d(gx, gw, gb, 1, padding, version="winograd"), y),
+                         (conv.conv2d_grad_x(cupy.asarray(dy), gw, x.shape, 1, padding, version="winograd"), dx)):
+        np.testing.assert_allclose(found.get(), right, rtol=0, atol=2e-5 * np.abs(right).max())

@@ -25,7 +25,7 @@ ALLOWED = {
     "models": {"models", "layers", "ops", "backend", "devices", "trace", "errors", "weights"} | CHECKS_OF_INPUT,
     "weights": {"weights", "errors"},
     "data": {"data", "errors"},
-    "train": {"train", "errors", "devices", "threads", "layers", "models", "data", "weights", "pretrained", "trace", "canvas"},
+    "train": {"train", "errors", "backend", "devices", "threads", "layers", "models", "data", "weights", "pretrained", "trace", "canvas"},
     "evaluate": {"evaluate", "canvas", "models", "data", "errors"},
     "canvas": {"data", "errors"},
     "viz": {"canvas", "models", "data", "errors"},

@@ -114,5 +114,7 @@ def plot(result, path):
     for ax, (name, s) in zip(axes[1:], sweeps.items()):
         ax.plot(s["x"], s["seconds"], "o")
         ax.plot(s["x"], [s["slope"] * x + s["intercept"] for x in s["x"]])
-        ax.set(xlabel=name, ylabel="s", ylim=(0, None), xlim=(0, None), title=f"largest residual {s['largest_residual']:.0%}")
+        ax.set(xlabel=name, ylabel="s", ylim=(0, 1.1 * max(s["seconds"])), xlim=(0, 1.1 * max(s["x"])),
+               title=f"prediction against {name}:\nlargest residual {s['largest_residual']:.0%}")
+        ax.locator_params(axis="x", integer=True, nbins=6)
     figure.savefig(path, dpi=120)

@@ -115,7 +115,7 @@ class Torchvision:
         stopwatch.watched("backward", sum(losses.values()).backward)()
         stopwatch.watched("SGD", self.sgd.step)()
         self.model.eval()
-        return {name: float(loss) for name, loss in losses.items()}
+        return {name: float(loss.detach()) for name, loss in losses.items()}
 
     def export(self, path, pastes=True):
         """Write the model as ONNX, by torchvision's documented way (tracing, opset 11 or later). pastes=False: the masks stay 28 x 28."""

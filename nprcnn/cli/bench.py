@@ -2,17 +2,25 @@
 
 from pathlib import Path
 
+from ..errors import ConfigError
 from .common import check_file, check_folder, positive_number, write_json
+
+SYSTEMS = ["nprcnn", "torchvision", "onnxruntime", "openvino"]
 
 
 def add(command):
     """Declare the arguments."""
     p = command("bench", run, "time prediction and training of maskrcnn_resnet50_fpn, stage by stage, beside other systems",
                 "nprcnn bench --rounds 5 --train --json bench.json --plot bench.png")
-    p.add_argument("--systems", nargs="+", choices=["nprcnn", "torchvision", "onnxruntime", "openvino"], metavar="NAME",
-                   default=["nprcnn", "torchvision", "onnxruntime", "openvino"], help="nprcnn, torchvision, onnxruntime, openvino; "
+    p.add_argument("--device", choices=["cpu", "cuda"], default="cpu",
+                   help="cuda: time every kernel and the whole model on a GPU, beside torch "
+                   "and torchvision; of the other arguments it takes --rounds, --json and --only (%(default)s)")
+    p.add_argument("--only", metavar="NAME",
+                   help="with --device cuda: only the kernels whose names begin so, such as conv2d or nms, and not the "
+                   "model; \"models\": the model alone")
+    p.add_argument("--systems", nargs="+", choices=SYSTEMS, metavar="NAME", help="nprcnn, torchvision, onnxruntime, openvino; "
                    "those that are not installed are left out (all)")
-    p.add_argument("--rounds", type=positive_number, default=5, help="how often, in turn; medians are shown (%(default)s)")
+    p.add_argument("--rounds", type=positive_number, help="how often, in turn; medians are shown (5; 10 on a GPU)")
     p.add_argument("--threads", type=positive_number, help="of every system (the physical cores, or OMP_NUM_THREADS)")
     p.add_argument("--kernels", help="of nprcnn: numpy or numba")
     p.add_argument("--train", action="store_true", help="time a training step, too")
@@ -31,6 +39,10 @@ def run(args):
     for path in (args.json, args.plot):
         if path:
             check_file(path)
+    if args.device == "cuda":
+        return run_on_gpu(args, say)
+    if args.only:
+        raise ConfigError("--only goes with --device cuda")
     if args.onnx:
         check_folder(args.onnx)
         args.onnx.mkdir(parents=True, exist_ok=True)
@@ -38,13 +50,32 @@ def run(args):
         threads.set_num_threads(args.threads)
     if args.kernels:
         backend.use(args.kernels)
-    result = bench.bench(args.systems, args.rounds, not args.no_masks, args.train, not args.no_memory, args.onnx, say)
+    rounds = args.rounds or 5
+    result = bench.bench(args.systems or SYSTEMS, rounds, not args.no_masks, args.train, not args.no_memory, args.onnx, say)
     if args.branches:
-        result["branches"] = bench.compare_branches(args.rounds, say)
+        result["branches"] = bench.compare_branches(rounds, say)
     if args.sweep:
-        result["sweep"] = bench.sweep(args.rounds, say=say)
+        result["sweep"] = bench.sweep(rounds, say=say)
     print(bench.format_report(result))
     if args.json:
         write_json(args.json, result)
     if args.plot:
         bench.plot(result, args.plot)
+
+
+def run_on_gpu(args, say):
+    """Exit code 1: something failed, a kernel's result is wrong, or the float32 detections are not torchvision's."""
+    from ..bench import cuda
+    given = {"--systems": args.systems, "--threads": args.threads, "--kernels": args.kernels, "--train": args.train,
+             "--no-masks": args.no_masks,
+             "--branches": args.branches, "--sweep": args.sweep, "--no-memory": args.no_memory, "--onnx": args.onnx, "--plot": args.plot}
+    for name, value in given.items():
+        if value:
+            raise ConfigError(f"{name} does not go with --device cuda, which times all kernels, and prediction and training")
+    parts = cuda.PARTS if args.only is None else ("models",) if args.only == "models" else ("kernels",)
+    save = (lambda result: write_json(args.json, result)) if args.json else None
+    result = cuda.bench(args.rounds or 10, parts, None if args.only == "models" else args.only, say, save)
+    if save:
+        save(result)
+    print(cuda.format_report(result))
+    return 0 if cuda.is_good(result) else 1
