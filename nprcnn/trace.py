@@ -91,7 +91,7 @@ class Trace:
         return figure(self, name, image, n, gradient)
 
     def stepper(self, names=None, image=0, gradient=False, interactive=None):
-        """All stages, or those in `names`, one after the other: a slider where ipywidgets are installed, otherwise a sheet of figures.
+        """All stages, or those in `names`, one after the other: with buttons where ipywidgets are installed, otherwise a sheet of figures.
         interactive=False gives the sheet in any case, for a notebook that is read without a kernel."""
         from .inspect.stepper import stepper
         return stepper(self, names, image, gradient, interactive)

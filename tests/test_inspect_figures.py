@@ -121,14 +121,24 @@ def test_without_widgets_it_is_the_sheet(traces, monkeypatch):
     assert isinstance(traces[1].stepper(), stepper.Sheet)
 
 
-def test_the_slider_changes_the_picture(traces):
+def test_the_buttons_change_the_picture(traces):
     pytest.importorskip("ipywidgets")
     training, prediction = traces
     box = prediction.stepper(["transform.batch", "fpn.p2", "rpn.proposals"])
-    play, slider = box.children[0].children
-    before = box.children[1].value
-    play.value = 1
-    assert slider.value == 1 and box.children[1].value != before
-    slider.value = 2
-    assert play.value == 2
-    assert len(training.stepper(gradient=True).children[0].children[1].options) > 20
+    (back, forward, stage, play), picture = box.children[0].children, box.children[1]
+    seen = [picture.value]
+    assert back.disabled and not forward.disabled
+    forward.click()
+    seen.append(picture.value)
+    assert stage.value == play.value == 1 and not back.disabled and not forward.disabled
+    play.value = 2
+    seen.append(picture.value)
+    assert stage.value == 2 and forward.disabled and len(set(seen)) == 3
+    forward.click()                                             # at the end nothing happens
+    assert stage.value == 2
+    back.click()
+    assert stage.value == 1 and picture.value == seen[1]
+    stage.value = 0
+    assert play.value == 0 and picture.value == seen[0]
+    names = training.stepper(gradient=True).children[0].children[2].options
+    assert len(names) > 20 and names[0][0].startswith("1 of ")

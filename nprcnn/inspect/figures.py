@@ -144,7 +144,8 @@ def heat_panels(maps, names, title, low=None, high=None, cmap="viridis", side=No
     low = float(maps.min()) if low is None else low
     high = max(float(maps.max()) if high is None else high, low + 1e-12)
     columns = min(len(maps), 4)
-    picture, panels = image_panels(len(maps), maps.shape[2], maps.shape[1], columns=columns, right=64, side=side or max(620 // columns, 150))
+    picture, panels = image_panels(len(maps), maps.shape[2], maps.shape[1], columns=columns, right=64,
+                                   side=side or max(620 // columns, 150))
     for ax, values, name in zip(panels, maps, names):
         drawn = ax.imshow(values, cmap=cmap, vmin=low, vmax=high, interpolation="nearest", aspect="auto")
         title_line(ax, name)

@@ -1,4 +1,4 @@
-"""All stages of a trace, one after the other: a slider in a notebook, or a sheet of figures where there are no widgets."""
+"""All stages of a trace, one after the other: buttons in a notebook, or a sheet of figures where there are no widgets."""
 
 import base64
 import io
@@ -34,7 +34,7 @@ def stepper(trace, names=None, image=0, gradient=False, interactive=None):
         Of the stages; by default all that are worth a figure, on a sheet a dozen of them.
     image, gradient : see figures.figure
     interactive : bool, optional
-        Buttons and a slider, which need ipywidgets and a running kernel. By default where ipywidgets are installed. False gives a sheet
+        Buttons and a list, which need ipywidgets and a running kernel. By default where ipywidgets are installed. False gives a sheet
         with all the figures, which also a stored notebook shows.
 
     Returns
@@ -66,21 +66,32 @@ def widgets_are_there():
 
 
 def widget(names, png):
-    """A play button, a slider with the stages' names, and the picture."""
+    """Buttons for the stage before and the next one, a list of the stages' names, a play button, and the picture."""
     import ipywidgets as widgets
 
+    small = widgets.Layout(width="7em")
+    back, forward = (widgets.Button(description=text, layout=small) for text in ("previous", "next"))
+    stage = widgets.Dropdown(options=[(f"{i + 1} of {len(names)}: {name}", i) for i, name in enumerate(names)], value=0)
     play = widgets.Play(min=0, max=len(names) - 1, interval=1500, description="play")
-    slider = widgets.SelectionSlider(options=[(name, i) for i, name in enumerate(names)], description="stage",
-                                     layout=widgets.Layout(width="560px"))
     picture = widgets.Image(value=png(names[0]), format="png",
                             layout=widgets.Layout(max_width="100%", object_fit="contain", align_self="flex-start"))
-    widgets.link((play, "value"), (slider, "value"))
+    widgets.link((play, "value"), (stage, "value"))
+
+    def ends(place):
+        back.disabled, forward.disabled = place == 0, place == len(names) - 1
 
     def show(change):
         picture.value = png(names[change["new"]])
+        ends(change["new"])
 
-    slider.observe(show, names="value")
-    return widgets.VBox([widgets.HBox([play, slider]), picture])
+    def step(by):
+        stage.value = min(max(stage.value + by, 0), len(names) - 1)
+
+    stage.observe(show, names="value")
+    back.on_click(lambda _: step(-1))
+    forward.on_click(lambda _: step(1))
+    ends(0)
+    return widgets.VBox([widgets.HBox([back, forward, stage, play]), picture])
 
 
 class Sheet:
