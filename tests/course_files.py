@@ -13,6 +13,7 @@ def write_notebook(path, number="07", exercises=(("f", "f", ""),), text="About 7
         cells.append({"cell_type": "code", "id": f"c{k}", "metadata": {}, "execution_count": None, "source": source, "outputs": [
             {"output_type": "execute_result", "execution_count": 1, "metadata": {}, "data": {"text/plain": [output]}}] if output else []})
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"cells": cells, "metadata": {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}},
+    path.write_text(json.dumps({"cells": cells, "metadata": {
+        "kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}},
                                 "nbformat": 4, "nbformat_minor": 5}))
     return path

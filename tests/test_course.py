@@ -1,9 +1,10 @@
 """What the checks of the exercises say about any function, whatever the exercise; and that no exercise is untested."""
+import json
 from pathlib import Path
 
 import numpy as np
 
-from nprcnn.course import checks
+from nprcnn.course import checks, progress
 
 COURSE = Path(checks.__file__).parent
 
@@ -55,6 +56,15 @@ def test_it_shows_exceptions_and_writes():
     assert "writes into one of its arguments" in compare(writes)
 
 
+def test_a_stub_that_is_filled_in_in_part_is_told_where():
+    def half_done(x):
+        first = 2 * x
+        second = ...
+        return first + second                             # (3, 4)
+    text = compare(half_done)
+    assert "not solved yet" in text and text.endswith("in the line   return first + second") and "Why" not in text
+
+
 def test_rounding_passes():
     assert "passed" in compare(lambda x: x * (1 + 1e-14)) and "passed" not in compare(lambda x: x * (1 + 1e-8))
 
@@ -63,3 +73,20 @@ def test_every_topic_has_its_test_file():
     topics = {path.stem for path in COURSE.glob("*.py")} - {"__init__", "checks", "figures"}
     tested = {path.stem.removeprefix("test_course_") for path in Path(__file__).parent.glob("test_course_*.py")}
     assert topics <= tested
+
+
+def test_no_stub_of_the_notebooks_is_stored_as_solved():
+    """Also where only a part is left to the student: what is left must not look like an answer."""
+    notebooks = sorted((COURSE.parents[1] / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+    assert notebooks
+    for path in notebooks:
+        for exercise, output in stored_checks(path):
+            assert f"{exercise}: not " in output, (path.name, exercise, output)
+
+
+def stored_checks(path):
+    """(exercise, stored output) of each check cell."""
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    for cell in cells:
+        for exercise, _ in progress.CHECK.findall(progress.text_of(cell["source"])):
+            yield exercise, "".join(progress.output_text(output) for output in cell["outputs"])

@@ -51,6 +51,7 @@ WRONG = [
     ("iou_matrix", lambda a, b: iou(a, b, one=1), "have a + 1"),
     ("decode_backward", lambda d, c: decode(d, c, anchor=False, limit=False), "the first bug is still there"),
     ("decode_backward", lambda d, c: decode(d, c, limit=False), "the second bug is still there"),
+    ("decode_backward", lambda d, c: np.hstack([decode(d, c)[:, :3], decode(d, c, limit=False)[:, 3:]]), "as well as d_w"),
     ("decode_backward", lambda d, c: decode(d, c, half=1), "twice too large"),
 ]
 

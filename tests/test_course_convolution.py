@@ -18,11 +18,13 @@ def stamps(x, w, stride, size=None):
     return y
 
 
-def grad_x(dy, w, x_shape, stride, padding, turn=-1, rest=True, pad=None):
+def grad_x(dy, w, x_shape, stride, padding, turn=-1, rest=True, pad=None, copied=False):
     k = w.shape[2]
     sizes = [n + 2 * padding - k + 1 if rest else (m - 1) * stride + 1 for n, m in zip(x_shape[2:], dy.shape[2:])]
     z = np.zeros((*dy.shape[:2], *sizes))
-    z[:, :, ::stride, ::stride][:, :, :dy.shape[2], :dy.shape[3]] = dy
+    for i, j in np.ndindex(z.shape[2:]):
+        if copied or i % stride == j % stride == 0:
+            z[:, :, i, j] = dy[:, :, i // stride, j // stride]
     return conv2d(z, w[:, :, ::turn, ::turn].swapaxes(0, 1), padding=k - 1 - padding if pad is None else pad)
 
 
@@ -37,6 +39,7 @@ WRONG = [
     ("grad_x_by_convolution", lambda *a: grad_x(*a, turn=1), "not turned round"),
     ("grad_x_by_convolution", lambda *a: grad_x(*a, rest=False), "last rows or columns"),
     ("grad_x_by_convolution", lambda *a: grad_x(*a, pad=a[4]), "forward's padding"),
+    ("grad_x_by_convolution", lambda *a: grad_x(*a, copied=True), "copied to the places in between"),
 ]
 
 

@@ -28,7 +28,8 @@ def course(tmp_path):
 
 def test_stored_outputs_count(tmp_path, course):
     hand_in = tmp_path / "class"
-    write_notebook(hand_in / "ada" / "00_x.ipynb", "00", [("roi_levels", "roi_levels", "roi_levels: passed, all 2 cases."), ("deltas_to", "deltas_to", "deltas_to: not")])
+    write_notebook(hand_in / "ada" / "00_x.ipynb", "00", [
+        ("roi_levels", "roi_levels", "roi_levels: passed, all 2 cases."), ("deltas_to", "deltas_to", "deltas_to: not")])
     write_notebook(hand_in / "ada" / "deep" / "07_y.ipynb", "07", [("soft_nms", "soft_nms", "soft_nms: passed, all 3 cases.")])
     write_notebook(hand_in / "bob" / "00_mine.ipynb", "00")
     (hand_in / "bob" / "07_y.ipynb").write_text("no notebook")

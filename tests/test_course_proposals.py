@@ -37,7 +37,7 @@ def places(index, shapes, wide=lambda a, h, w: w, count=lambda a, h, w: a, at_st
     return tuple(np.array(found).T)
 
 
-def iou_slopes(dy, cache, union=1, own=1, chosen=True, meet=True, minus=-1):
+def iou_slopes(dy, cache, union=1, own=1, chosen=True, meet=True, minus=-1, turned=False):
     """One pair and one corner at a time, unlike the solution."""
     a, b, _, inter, union_area = cache
     out = np.zeros_like(a)
@@ -48,8 +48,8 @@ def iou_slopes(dy, cache, union=1, own=1, chosen=True, meet=True, minus=-1):
         for k in (0, 1):
             step = by_inter * max(sides[1 - k], 0) * (sides[k] > 0 or not meet)
             height = a[n, 3 - k] - a[n, 1 - k]
-            out[n, k] = minus * step * (a[n, k] > b[n, k] or not chosen) - by_area * height
-            out[n, k + 2] = step * (a[n, k + 2] < b[n, k + 2] or not chosen) + by_area * height
+            out[n, k] = minus * step * ((a[n, k] > b[n, k]) != turned or not chosen) - by_area * height
+            out[n, k + 2] = step * ((a[n, k + 2] < b[n, k + 2]) != turned or not chosen) + by_area * height
     return out * np.reshape(dy, (-1, 1))
 
 
@@ -70,6 +70,8 @@ WRONG = [
     ("iou_backward", lambda dy, c: iou_slopes(dy, c, union=0), "makes the union smaller"),
     ("iou_backward", lambda dy, c: iou_slopes(dy, c, own=0), "a's own area is missing"),
     ("iou_backward", lambda dy, c: iou_slopes(dy, c, chosen=False), "the one that was chosen"),
+    ("iou_backward", lambda dy, c: iou_slopes(dy, c, turned=True), "turned round"),
+    ("iou_backward", lambda dy, c: iou_slopes(dy, c, union=-1, own=-1), "needs a minus"),
     ("iou_backward", lambda dy, c: iou_slopes(dy, c, meet=False), "do not meet get a gradient"),
     ("iou_backward", lambda dy, c: iou_slopes(dy, c, minus=1), "comes to low with a minus"),
 ]

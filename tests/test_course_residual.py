@@ -26,12 +26,12 @@ def halving(dy, cache, short=True, last=True, inner=True, keep=True):
     return dx + (dshortcut if keep else 0), dw1, dw2, dwd
 
 
-def group_norm(dy, cache, inside=True, var=1, mean=1):
+def group_norm(dy, cache, inside=True, var=1, mean=1, axis=2):
     xhat, weight, s, groups = cache
     factor = weight[:, None, None]
     d = (dy * factor if inside else dy).reshape(len(dy), groups, -1)
     h = xhat.reshape(d.shape)
-    dx = (s * (d - mean * d.mean(axis=2, keepdims=True) - var * h * (d * h).mean(axis=2, keepdims=True))).reshape(dy.shape)
+    dx = (s * (d - mean * d.mean(axis=axis, keepdims=True) - var * h * (d * h).mean(axis=axis, keepdims=True))).reshape(dy.shape)
     return dx if inside else dx * factor, (dy * xhat).sum(axis=(0, 2, 3)), dy.sum(axis=(0, 2, 3))
 
 
@@ -52,6 +52,7 @@ WRONG = [
     ("halving_backward", lambda dy, c: halving(dy, c, inner=False), "ReLU between the two"),
     ("halving_backward", lambda dy, c: halving(dy, c, keep=False), "dx lacks the short cut"),
     ("group_norm_backward", lambda dy, c: group_norm(dy, c, inside=False), "in front of the bracket"),
+    ("group_norm_backward", lambda dy, c: group_norm(dy, c, axis=(1, 2)), "has its own: axis=2"),
     ("group_norm_backward", lambda dy, c: group_norm(dy, c, var=0), "path through the variance"),
     ("group_norm_backward", lambda dy, c: group_norm(dy, c, var=0, mean=0), "two paths are missing"),
     ("group_norm_backward", lambda dy, c: swap(group_norm(dy, c), 1, dy.sum(axis=(0, 2, 3))), "dweight lacks xhat"),

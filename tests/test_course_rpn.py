@@ -27,11 +27,11 @@ def match(iou, high, low, to=None, choose=True, ties=True, middle=-2, strict=Fal
     return np.array(answer)
 
 
-def focal(dy, cache, product=True, mirror=True, count=lambda t: max(t.sum(), 1)):
+def focal(dy, cache, product=True, factor=True, second=1, mirror=True, count=lambda t: max(t.sum(), 1)):
     z, t, gamma = cache
     p = sigmoid(np.where(t == 1, z, -z))
     log_p = np.where(t == 1, -np.logaddexp(0, -z), -np.logaddexp(0, z))
-    dz = (1 - p) ** gamma * (p - 1) + (gamma * p * (1 - p) ** gamma * log_p if product else 0)
+    dz = second * (1 - p) ** gamma * (p - 1) + (gamma * (p if factor else 1) * (1 - p) ** gamma * log_p if product else 0)
     return dy * np.where(t == 1, dz, -dz if mirror else dz) / count(t)
 
 
@@ -56,6 +56,8 @@ WRONG = [
     ("match_fair", lambda *a: match(*a, strict=True), "includes the threshold"),
     ("match_fair", lambda *a: match(*a) * 0 + match(*a, to=lambda own, choosers: 1), "none of the usual"),
     ("focal_backward", lambda dy, c: focal(dy, c, product=False), "product rule"),
+    ("focal_backward", lambda dy, c: focal(dy, c, factor=False), "a factor p is missing"),
+    ("focal_backward", lambda dy, c: focal(dy, c, second=-1), "second term has the wrong sign"),
     ("focal_backward", lambda dy, c: focal(dy, c, mirror=False), "negatives have the wrong sign"),
     ("focal_backward", lambda dy, c: focal(dy, c, count=len), "not of all anchors"),
     ("focal_backward", lambda dy, c: focal(dy, c, count=lambda t: t.sum()), "division by 0"),

@@ -1,4 +1,8 @@
 """The quiz of notebook 20: common statements. Answers are sets and dicts here, not functions."""
+import ast
+import re
+from pathlib import Path
+
 import pytest
 from exercises import assert_explained, assert_solutions_pass, assert_stubs_are_not_solved, assert_three_mistakes_each, check
 
@@ -58,3 +62,11 @@ def test_each_exercise_tells_three_mistakes_apart():
 def test_not_all_wrong_answers_are_given_away_at_once():
     text = statements.check_components(dict.fromkeys(PARTS, "g")).text
     assert "9 of 9 are wrong" in text and "7 more" in text and "It rounds" not in text
+
+
+def test_the_notebook_lists_all_that_is_needed():
+    """Its table of packages is the list that setup.py installs."""
+    root = Path(__file__).parents[1]
+    (listed,) = re.findall(r"^NEEDED = (\{.*?\})$", (root / "notebooks/src/20_common_statements.py").read_text(encoding="utf-8"), re.M | re.S)
+    (required,) = re.findall(r"install_requires=(\[.*?\])", (root / "setup.py").read_text(encoding="utf-8"), re.S)
+    assert set(ast.literal_eval(listed)) == {re.match(r"[\w-]+", one)[0] for one in ast.literal_eval(required)}

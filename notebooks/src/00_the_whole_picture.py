@@ -211,7 +211,8 @@ figure, axes = plt.subplots(1, 2, figsize=(6, 2.8), layout="constrained")
 for k, (ax, (h, w)) in enumerate(zip(axes, both.sizes)):
     ax.imshow(both.tensor[k].mean(axis=0), cmap=plt.get_cmap("gray", 4))
     ax.add_patch(plt.Rectangle((-0.5, -0.5), w, h, fill=False, edgecolor=course.BACKWARD, linewidth=2))
-    ax.set(title=f"image {k}: {h} x {w}, and padding", xticks=[0, 128], yticks=[0, 128, 192])
+    ax.set(title=f"image {k}: {h} x {w}, and padding", xticks=[0, 128, 192], yticks=[0, 128, 192], xlabel="pixel")
+axes[0].set_ylabel("pixel");
 
 # %% [markdown]
 # ## 4  The backbone: C2 to C5
@@ -411,8 +412,7 @@ viz.draw_boxes(faint, proposals[:40], ax=axes[1], title="the best 40 after NMS")
 # $$k = \left\lfloor 4 + \log_2 \frac{\sqrt{w h}}{112} \right\rfloor, \qquad \text{but at least 2 and at most 5.}$$
 #
 # (112 pixels because our images are small. The paper has 224, and images of 800.) So twice the side is one level up.
-# The objects of these scenes are 16 to 72 pixels wide, and most are read from P2. By hand for the RoI of our
-# detection, then for all of them:
+# By hand for the RoI of our detection, then for all of them, and for the objects of 100 scenes:
 
 # %%
 r = result.proposal[best]
@@ -425,6 +425,10 @@ print(f"in the trace: {levels[r]},  in the result: {result.level[best]}")
 assert levels[r] == result.level[best] == np.clip(np.floor(k), 2, 5)
 
 print("RoIs by level:", {f"P{k}": int((levels == k).sum()) for k in np.unique(levels)})
+objects_of = np.concatenate([source[i][1]["boxes"] for i in range(100)])
+object_sides = np.sqrt((objects_of[:, 2] - objects_of[:, 0]) * (objects_of[:, 3] - objects_of[:, 1]))
+print(f"{len(object_sides)} true objects: sides of {object_sides.min():.0f} to {object_sides.max():.0f} pixels, "
+      f"{np.mean(object_sides < model.canonical_size / 2):.0%} of them read from P2")
 sides = np.sqrt((proposals[:, 2] - proposals[:, 0]) * (proposals[:, 3] - proposals[:, 1]))
 figure, ax = plt.subplots(figsize=(6.4, 2.3), layout="constrained")
 ax.step([8, 56, 112, 224, 512], [2, 2, 3, 4, 5], color="#808080", label="the rule")
@@ -710,7 +714,8 @@ print("no gradient at:", ", ".join(name for name in training if name not in trai
 # The names in the last line are constants to the backward pass: what the network reads, or what was decided.
 #
 # One step of training: each parameter moves a little against its gradient $g$. To first order the sum of the losses
-# should fall by step · $\sum g^2$. We ask the network again, with the same decisions:
+# should fall by step · $\sum g^2$. We ask the network again, with the same decisions. (This also checks the gradient of
+# the whole network, roughly: the step is not small enough for more. Notebook 01 shows how it is done exactly.)
 
 # %%
 step = 1e-3
@@ -720,7 +725,8 @@ for p in student.parameters():
 after, _ = student.losses([train_image], [train_target], None, decisions=decisions)
 loss = sum(map(float, table["trained"].values()))
 print(f"sum of the losses: {loss:.5f} -> {sum(map(float, after.values())):.5f}")
-print(f"it fell by {loss - sum(map(float, after.values())):.5f}, expected about {step * square:.5f}")
+fell = loss - sum(map(float, after.values()))
+print(f"it fell by {fell:.5f}, expected about {step * square:.5f}: {abs(fell / (step * square) - 1):.1%} off")
 assert sum(after.values()) < loss
 
 # %% [markdown]

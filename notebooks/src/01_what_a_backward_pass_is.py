@@ -582,6 +582,9 @@ print(f"caught: relative error {row.relative:.0e}, allowed 1e-06")
 print(f"forward passes for the slope: 2, and not {2 * n}")
 
 # %% [markdown]
+# An error can still lie at right angles to $v$, or nearly so, by chance. So `check_gradients` tries two directions, and
+# its row reports the worse of them.
+#
 # ### Why never `sum()`
 #
 # A tempting choice is $dy = 1$ everywhere, that is, `L = y.sum()`. Here is a function for which this checks
@@ -664,7 +667,7 @@ axes.legend();
 
 # %% [markdown]
 # `check_gradients` notices: it also takes the slope with half the step. For a smooth function the two agree, at a
-# kink they do not. The next cell puts one of three inputs 4e-6 from the kink.
+# kink they do not. The next cell puts one of three inputs 4e-7 from the kink.
 #
 # Max-pooling has the same trouble when the two largest values of a window are closer than $\varepsilon$: the
 # winner changes on the way. So we choose inputs that **keep clear of kinks by construction**: ReLU's at least 0.1
@@ -678,7 +681,7 @@ def relu_forward(x):
 def relu_backward(dy, positive):
     return dy * positive                                  # at 0 itself we take slope 0
 
-error = complaint(relu_forward, relu_backward, (np.array([0.7, 4e-6, -0.9]),))
+error = complaint(relu_forward, relu_backward, (np.array([0.7, 4e-7, -0.9]),))
 print(str(error).split("\n")[0])
 
 away_from_zero = rng.choice([-1.0, 1.0], (4, 6)) * (0.1 + np.abs(rng.standard_normal((4, 6))))
@@ -920,7 +923,7 @@ check_bce_backward(bce_backward)
 # - Four rules: fan-out → sum; add → the same gradient to both; gather or slice → scatter-add; concatenate →
 #   split.
 # - A parameter that is used many times gets the sum of many gradients.
-# - Check with a central difference, in float64, step $10^{-5}$, along one random direction and with a random
+# - Check with a central difference, in float64, step $10^{-5}$, along random directions and with a random
 #   `dy`. Never with `sum()`. Linear functions also pass the adjoint test, to 12 digits and more.
 # - Keep clear of kinks by construction. Check odd sizes and overlapping windows.
 #

@@ -189,8 +189,8 @@ axes[0].set_ylabel("output pixel");
 # shape (O, C/G, KH, KW), and there are G times fewer weights and multiplications. (ResNeXt uses 32 groups. With G
 # = C each channel has its own filter, "depthwise".)
 #
-# Now some real layers, for an image of 800 x 1216. (A *bottleneck* is a block of ResNet-50: 1x1, 3x3, 1x1; notebook
-# 03.) A multiplication with its addition counts as one.
+# Now some real layers, for an image of 800 x 1216. *7x7 / 2* is short for a 7x7 filter with stride 2. (A *bottleneck* is
+# a block of ResNet-50: 1x1, 3x3, 1x1; notebook 03.) A multiplication with its addition counts as one.
 
 # %%
 layers = [
@@ -268,7 +268,7 @@ for ax, count in zip(axes, (1, 3, 10)):
     ax.imshow(dy[0, 0], cmap="cividis")
     corner, side = 11.5 - count, 2 * count + 1
     ax.add_patch(plt.Rectangle((corner, corner), side, side, fill=False, edgecolor="white"))
-    ax.set(title=f"3x3, {count} times", xlabel="column", xticks=[0, 24], yticks=[0, 24])
+    ax.set(title=f"3x3, {count} times" if count > 1 else "3x3, once", xlabel="column", xticks=[0, 24], yticks=[0, 24])
 axes[0].set_ylabel("row")
 axes[3].plot(np.arange(-12, 13), dy[0, 0, 12] / dy.max(), ".-")
 axes[3].axvspan(-10.5, 10.5, color="#eeeeee")
@@ -657,12 +657,14 @@ axes.set(xlabel="billion multiplications, forward", ylim=(len(parts) - 0.4, -0.6
 part = dict(zip(parts, billions))
 backbone, pyramid, boxes = billions[:parts.index("RPN")].sum(), part["pyramid"], part["box head"]
 everything = billions.sum()
-print(f"ResNet-50-FPN: {backbone:.0f} billion, {100 * pyramid / backbone:.0f} % of it the pyramid")
+in_pyramid = sum(name == "pyramid" for name, *_ in convolutions)
+print(f"ResNet: {len(resnet50(800, 1216))} convolutions; pyramid: {in_pyramid}")
+print(f"both together: {backbone:.0f} billion, {100 * pyramid / backbone:.0f} % of it the pyramid")
 print(f"everything: {everything:.0f} billion, {100 - 100 * boxes / everything:.0f} % of it convolutions (blue)")
 
 # %% [markdown]
-# The pyramid has 8 convolutions and the ResNet 53, and yet the pyramid takes two fifths: its 3x3 are wide, and
-# work on large maps. The backward pass needs one product of the same size for `dx` and one for `dw`, so training
+# The pyramid has far fewer convolutions than the ResNet, and yet it takes two fifths of their sum: its 3x3 are wide,
+# and work on large maps. The backward pass needs one product of the same size for `dx` and one for `dw`, so training
 # costs about three times the forward. How long is that? We measure what a matrix product achieves here, which is
 # what im2col can at best reach:
 
@@ -721,19 +723,32 @@ check_conv_transpose(conv_transpose)
 # %% [markdown]
 # ### Exercise 3: dx as a convolution, for any stride
 #
-# Equation (5) holds for stride 1. A convolution with stride $s$ is one with stride 1 of which only every $s$-th
-# output is kept: a slice. Use rule 3 of notebook 01 to bring `dy` back to stride 1, then (5). You may call
-# `conv2d(..., stride 1)`. `w` is (O, C, K, K), and `padding` is smaller than K.
+# Equation (5) holds for stride 1. But a convolution with stride $s$ is one with stride 1, $z$, of which only every
+# $s$-th output is kept: `y = z[:, :, ::s, ::s]`. So there are two steps back: from `dy` to `dz`, by rule 3 of notebook
+# 01, and from `dz` to `dx`, by (5). Write both. `w` is (O, C, K, K), and `padding` is smaller than K.
 #
-# <details><summary>Hint 1</summary>The backward of y = z[:, :, ::s, ::s] puts dy into an array of zeros, s apart. What is the shape of z?</details>
-# <details><summary>Hint 2</summary>z is the output with stride 1: H + 2 · padding − K + 1 rows. Some of its last rows may lie behind the last one that was kept.</details>
-# <details><summary>Hint 3</summary>Then conv2d with w turned round, its first two axes exchanged, and padding K − 1 − padding.</details>
+# An example, for K = 3, stride 2, padding 1:
+#
+# | rows of x | rows of z, by (3) with stride 1 | of which y keeps |
+# |---|---|---|
+# | 5 | 0 1 2 3 4 | 0, 2, 4 |
+# | 6 | 0 1 2 3 4 5 | 0, 2, 4 (row 5 is not kept, but z has it) |
+#
+# <details><summary>Hint 1</summary>An output that y does not keep has no influence, so its gradient is 0. Begin with np.zeros and write dy into a slice of it.</details>
+# <details><summary>Hint 2</summary>dz[:, :, ::stride, ::stride] = dy. As z has all its rows, that slice has just the shape of dy.</details>
+# <details><summary>Hint 3</summary>Section 6 checks (5) in code, for 3x3 filters and the padding 2 − padding. For K x K it is K − 1 − padding.</details>
 
 # %%
 def grad_x_by_convolution(dy, w, x_shape, stride, padding):
     N, C, H, W = x_shape
-    K = w.shape[2]
-    ...                                                   # your code; return dx, of x_shape
+    O, C, K, K = w.shape
+    z_shape = N, O, out_size(H, K, 1, padding), out_size(W, K, 1, padding)
+    # forward: y = z[:, :, ::stride, ::stride]
+    dz = ...                                              # (N, O, rows and columns of z)
+    # forward: z = conv2d(x, w, padding=padding), with stride 1; equation (5)
+    turned = ...                                          # (C, O, K, K)
+    dx = ...                                              # (N, C, H, W): one call of conv2d
+    return dx
 
 check_grad_x_by_convolution(grad_x_by_convolution)
 
@@ -749,6 +764,7 @@ check_grad_x_by_convolution(grad_x_by_convolution)
 # - The transposed convolution is the adjoint, used as a forward pass: stamps that add up.
 # - The column matrix is KH · KW times the input, so nprcnn builds it block by block and never keeps it.
 #
-# **Read next.** In the code: `nprcnn/ops/conv.py`, which you can now read from top to bottom. Elsewhere: Dumoulin
-# and Visin, arXiv 1603.07285 (chapter 4 on transposed convolutions); the CS231n notes "Convolutional Networks";
-# Araujo, Norris and Sim, *Computing receptive fields of convolutional neural networks*, Distill 2019.
+# **Read next.** In this course: [03 Normalisation, pooling, residual blocks](03_residual_networks.ipynb). In the code:
+# `nprcnn/ops/conv.py`, which you can now read from top to bottom. Elsewhere: Dumoulin and Visin, arXiv 1603.07285
+# (chapter 4 on transposed convolutions); the CS231n notes "Convolutional Networks"; Araujo, Norris and Sim, *Computing
+# receptive fields of convolutional neural networks*, Distill 2019.

@@ -140,28 +140,35 @@ print(f"largest difference to nprcnn: {np.abs(batch_norm_naive(x, weight, bias) 
 assert np.allclose(batch_norm_naive(x, weight, bias), y, atol=1e-12)
 
 # %% [markdown]
-# What it does to real numbers: 16 of nprcnn's built-in scenes, the four filters of one random 7x7 convolution.
-# Each colour is a channel.
+# What it does to real numbers: 40 of nprcnn's built-in scenes, and the four filters of one random 7x7 convolution. Each
+# row is a channel. What lies to the right of the black line passes a ReLU.
 
 # %%
 images = np.stack([image for image, _ in Shapes(40, seed=3)]).transpose(0, 3, 1, 2) / 255      # (40, 3, 128, 128)
 w = rng.standard_normal((4, 3, 7, 7)) * np.sqrt(2 / (3 * 49))
-z = conv2d(images[:16], w, None, 2, 3)                    # (16, 4, 64, 64)
-figure, axes = plt.subplots(1, 2, figsize=(8, 2.5))
-for ax, values, title in ((axes[0], z, "after the convolution"),
-                          (axes[1], batch_norm_naive(z, np.ones(4), np.zeros(4)), "after batch norm")):
-    for c in range(4):
-        ax.hist(values[:, c].ravel(), bins=80, histtype="step", density=True, label=f"channel {c}", linewidth=1.4)
-    ax.set(title=title, xlabel="value", xlim=(-4, 4), yticks=[])
-axes[0].set_ylabel("how often")
-axes[0].legend(loc="upper left");
+z = conv2d(images, w, None, 2, 3)                         # (40, 4, 64, 64)
+normed = batch_norm_naive(z, np.ones(4), np.zeros(4))
+figure, axes = plt.subplots(4, 2, figsize=(8, 3.6), sharex="col")
+for column, (values, title, bins) in enumerate(((z, "after the convolution", np.linspace(-1.5, 2.5, 41)),
+                                                (normed, "after batch norm", np.linspace(-4, 4, 41)))):
+    axes[0, column].set_title(title)
+    axes[3, column].set_xlabel("value")
+    for c, ax in enumerate(axes[:, column]):
+        often, _ = np.histogram(values[:, c], bins, density=True)
+        ax.stairs(often, bins, fill=True, color=course.FORWARD, alpha=0.6)
+        ax.axvline(0, color="black", linewidth=1)
+        ax.text(0.99, 0.6, f"{np.mean(values[:, c] > 0):.0%} above 0", transform=ax.transAxes, ha="right", fontsize=9)
+        ax.set(yticks=[], ylim=(0, 1.1 * often.max()))
+        if column == 0:
+            ax.set_ylabel(f"channel {c}", rotation=0, ha="right", va="center")
 for c in range(4):
-    print(f"channel {c}: mean {z[:, c].mean():5.2f}, standard deviation {z[:, c].std():.2f}")
+    print(f"channel {c}: mean {z[:, c].mean():5.2f}, standard deviation {z[:, c].std():.2f};  after batch norm "
+          f"{abs(normed[:, c].mean()):.2f} and {normed[:, c].std():.2f}")
 
 # %% [markdown]
-# Before, channel by channel, means and widths are what the filters happened to make them, and a ReLU would cut one
-# channel away and let another one pass whole. After, every channel has its middle at 0, so ReLU cuts where
-# something happens.
+# (The height says how often a value occurs.) Before, means and widths are what the filters happened to make them: a
+# ReLU would cut two of the channels away and let the other two pass nearly whole, which bends neither. After, every
+# channel has its mean at 0 and the same width, so ReLU cuts where something happens.
 #
 # ## 3  Batch norm: backward
 #
@@ -276,9 +283,9 @@ history = np.array(history)                               # (10000, 2)
 figure, ax = plt.subplots(figsize=(7, 2.5))
 for k, (name, true) in enumerate((("running mean", 3), ("running variance", 4))):
     ax.plot(history[:300, k], label=name, linewidth=1)
-    ax.axhline(true, color="black", linewidth=0.8, linestyle=":")
+    ax.axhline(true, color="black", linewidth=0.8, linestyle=":", label="true value" if k else None)
 ax.set(xlabel="training step", ylabel="value", ylim=(0, 8))
-ax.legend(ncols=2)
+ax.legend(ncols=3)
 averages = history[50:].mean(axis=0)
 print(f"average from step 50: mean {averages[0]:.2f} (true 3), variance {averages[1]:.2f} (true 4)")
 print(f"average of the batches' own variances: {np.mean(biased):.2f}, times 4/3: {np.mean(biased) * 4 / 3:.2f}")
@@ -371,8 +378,8 @@ with_zeros = np.pad(plane[0, 0], 1)                       # the mistake: zeros a
 wrong = np.array([[with_zeros[2 * h:2 * h + 3, 2 * v:2 * v + 3].max() for v in range(3)] for h in range(4)])
 figure, axes = plt.subplots(1, 4, figsize=(9.6, 2.9), width_ratios=[6, 3, 3, 6])
 course.show_matrix(axes[0], plane[0, 0], "x  (7, 6)", "column", "row", "{:.1f}")
-course.show_matrix(axes[1], y[0, 0], "y  (4, 3)", "column", "", "{:.1f}")
-course.show_matrix(axes[2], wrong, "y, zeros as padding", "column", "", "{:.1f}")
+course.show_matrix(axes[1], y[0, 0], "y  (4, 3)", "column", "", "{:.1f}", limit=2)
+course.show_matrix(axes[2], wrong, "y, zeros as padding", "column", "", "{:.1f}", limit=2)
 wins = max_pool_backward(ones, cache)
 course.show_matrix(axes[3], wins[0, 0], "dx for dy = 1: windows won", "column", "", "{:.0f}")
 inside = conv2d_grad_x(ones, np.ones((1, 1, 3, 3)), (1, 1, 7, 6), 2, 1)       # a 1 from every window to all in it
@@ -496,7 +503,8 @@ def train(layers, shortcut, steps=250, width=16, rate=0.03):
 figure, axes = plt.subplots(1, 3, figsize=(9.6, 2.7), width_ratios=[1, 1.4, 1.4])
 x, labels = spirals(np.random.default_rng(5), 300)
 axes[0].scatter(*x.T, c=np.array([course.FORWARD, course.BACKWARD, course.GREEN])[labels], s=5)
-axes[0].set(title="the points, and their classes", xticks=[-1, 0, 1], yticks=[-1, 0, 1], aspect="equal")
+axes[0].set(title="the points, and their classes", xticks=[-1, 0, 1], yticks=[-1, 0, 1], aspect="equal", xlabel="x[:, 0]",
+            ylabel="x[:, 1]")
 ends = {}
 for layers, style in ((6, "--"), (40, "-")):
     for shortcut, ax in ((False, axes[1]), (True, axes[2])):
@@ -688,7 +696,8 @@ for level, (a, b) in enumerate(zip(ours, theirs), 2):
 
 # %% [markdown]
 # That is the network that Mask R-CNN calls its backbone body. Everything else in `nprcnn/models/resnet.py` is the
-# backward pass, which walks the same list from its end to its beginning:
+# backward pass, which walks the same list from its end to its beginning. The shapes that come out, for three sizes of
+# image:
 
 # %%
 cells = [(level, 2 ** level) for level in range(2, 6)]
@@ -894,12 +903,16 @@ check_halving_backward(halving_backward)
 # ### Exercise 3: group norm
 #
 # Batch norm needs large batches. **Group norm** (Wu and He, arXiv 1803.08494, equation 7; they trained Mask R-CNN
-# with it) takes its statistics inside *one* image, over groups of channels. Its forward is below. `weight` and
-# `bias` are still one number a channel. Write the backward.
+# with it) takes its statistics inside *one* image, over groups of channels: a row of `g` below, M numbers, has one mean
+# and one variance. `weight` and `bias` are still one number a channel. The forward is given, and of the backward all
+# but two lines: how `dy` goes back through `y = xhat * weight + bias`, and how `dxhat` goes back through the norm.
 #
-# <details><summary>Hint 1</summary>Begin at the end: y = xhat · weight + bias. That gives dbias, dweight and dxhat. Over which axes do the first two sum?</details>
-# <details><summary>Hint 2</summary>From dxhat to dx is equation (4), with groups in place of channels: reshape dxhat and xhat to (N, G, M).</details>
-# <details><summary>Hint 3</summary>In (5) the weight stands in front of the bracket. Here one group has several weights, so it must be inside: take the means of dxhat, not of dy.</details>
+# The second is equation (4) for each row: multiply it with `dxhat`, as section 3 did. But you cannot take over (5) as it
+# is. There the weight stands in front of the bracket. Why can it not stand there now?
+#
+# <details><summary>Hint 1</summary>dxhat: section 3 wrote it as γ dy. weight[:, None, None] lines the C numbers up with (N, C, H, W).</details>
+# <details><summary>Hint 2</summary>A row has several channels, and so several weights: they cannot be taken out of a sum over the row. In batch norm a sum belongs to one channel. So leave them inside, where dxhat has them already.</details>
+# <details><summary>Hint 3</summary>(4) times d, for one row: s · (d − the mean of d − h · the mean of d · h). The means run over the M numbers: d.mean(axis=2, keepdims=True) has shape (N, G, 1), like s.</details>
 
 # %%
 def group_norm_forward(x, weight, bias, groups, eps=1e-5):
@@ -912,7 +925,14 @@ def group_norm_forward(x, weight, bias, groups, eps=1e-5):
 def group_norm_backward(dy, cache):
     xhat, weight, s, groups = cache                       # (N, C, H, W), (C,), (N, G, 1), G
     N, C, H, W = dy.shape
-    ...                                                   # your code; return dx, dweight, dbias
+    # forward: y = xhat * weight + bias, with a weight and a bias for all images and pixels of a channel
+    dbias = dy.sum(axis=(0, 2, 3))                        # (C,)
+    dweight = (dy * xhat).sum(axis=(0, 2, 3))             # (C,)
+    dxhat = ...                                           # (N, C, H, W)
+    # forward: xhat = (g - mean) * s, row by row; equation (4), its three paths
+    d, h = dxhat.reshape(N, groups, -1), xhat.reshape(N, groups, -1)       # (N, G, M), like g
+    dg = ...                                              # (N, G, M)
+    return dg.reshape(dy.shape), dweight, dbias
 
 check_group_norm_backward(group_norm_backward)
 

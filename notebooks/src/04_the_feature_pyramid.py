@@ -502,14 +502,15 @@ print(f"       512-pixel anchors on P5 instead: {512 / (3 * 32):.1f}")
 
 # %%
 print("             side   level by (3)   read from   cells of it to one of the 7x7 bins")
-for side in (20, 60, 100, 120, 200, 300, 440, 600, 800):
+for side in (20, 56, 100, 112, 200, 224, 440, 448, 800, 1200):
     k = int(np.floor(4 + np.log2(side / 224)))
     level = min(max(k, 2), 5)
     print(f"             {side:4}   {k:8}       P{level}          {side / 2 ** level / 7:.1f}")
 
 # %% [markdown]
-# The last column stays between 1 and 2 over the range that the levels are made for, and grows only gently
-# beyond it: a P6 would just throw cells away. (Small RoIs are the ones that suffer: there is no P1.)
+# The last column stays between 2 and 4 over the range that the levels are made for, and beyond its upper end it grows
+# in proportion to the RoI. RoIAlign can read that: a P6 would just throw cells away. (Small RoIs are the ones that
+# suffer. At a side of 20 a bin is less than a cell wide, and there is no P1.)
 #
 # ## 9  What it costs
 #

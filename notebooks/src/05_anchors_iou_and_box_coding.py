@@ -26,7 +26,6 @@ from nprcnn.course.anchors import check_decode_backward, check_iou_matrix, check
 from nprcnn.data.shapes import Shapes
 from nprcnn.data.targets import check_target
 from nprcnn.errors import DataError
-from nprcnn.gradcheck import GradientCheckError
 from nprcnn.models.anchors import AnchorGenerator, cell_anchors, grid_anchors
 from nprcnn.ops.boxes import box_iou, clip_boxes, decode_boxes, encode_boxes
 from nprcnn.ops.losses import smooth_l1_backward, smooth_l1_forward
@@ -93,7 +92,8 @@ with np.errstate(divide="ignore"):
 #
 # $$w h = s^2, \quad h / w = r \qquad\Longrightarrow\qquad w = s / \sqrt r, \quad h = s \sqrt r . \tag{1}$$
 #
-# Multiply, divide, to see it. The corners are ±w/2, ±h/2, rounded to whole pixels. (Of two well-known libraries with
+# Multiply, divide, to see it. The corners are ±w/2, ±h/2, rounded to whole pixels, so areas and ratios are not quite
+# exact, as the cell shows. (Of two well-known libraries with
 # a Mask R-CNN, torchvision does that, and Detectron2, which followed the authors' own Detectron, does not.)
 
 # %%
@@ -395,12 +395,12 @@ print("any deltas give a positive width:    ", bool((wild[:, 2] > wild[:, 0]).al
 
 # %% [markdown]
 # Do they have the same range on all levels? We take all pairs of an object and an anchor with an IoU of at
-# least 0.5, and draw the offset of the centres in pixels, and then the deltas.
+# least 0.5, and draw how often each offset of the centres occurs, in pixels, and then each delta.
 
 # %%
-figure, axes = plt.subplots(1, 3, figsize=(9.4, 2.6))
+figure, axes = plt.subplots(3, 3, figsize=(9.4, 3.2), sharex="col")
 every_delta = []
-for level, colour in zip((2, 3, 4), palette):
+for row, (level, colour) in enumerate(zip((2, 3, 4), palette)):
     overlap = box_iou(objects, small[level - 2])
     which_object, which_anchor = np.nonzero(overlap >= 0.5)
     pairs = objects[which_object].astype(float), small[level - 2][which_anchor].astype(float)
@@ -409,17 +409,16 @@ for level, colour in zip((2, 3, 4), palette):
     offset = centre_and_size(pairs[0])[0] - centre_and_size(pairs[1])[0]
     print(f"P{level}: {len(d):6,} pairs; standard deviation of the offset in x {offset.std():4.1f} pixels, "
           f"of d_x {d[:, 0].std():.2f}, of d_w {d[:, 2].std():.2f}")
-    for ax, values, edge in zip(axes, (offset, d[:, 0], d[:, 2]), (25, 0.6, 0.9)):
-        ax.hist(values, bins=np.linspace(-edge, edge, 30), density=True, histtype="step", color=colour, linewidth=1.5,
-                label=f"P{level}")
-for ax, name in zip(axes, ("offset in x (pixel)", "$d_x$", "$d_w$")):
-    ax.set(xlabel=name, yticks=[])
-axes[0].set_ylabel("how often")
-axes[0].legend();
+    for ax, values, edge in zip(axes[row], (offset, d[:, 0], d[:, 2]), (25, 0.6, 0.9)):
+        ax.hist(values, bins=np.linspace(-edge, edge, 30), color=colour)
+        ax.set(yticks=[])
+    axes[row, 0].set_ylabel(f"pairs of P{level}")
+for ax, name in zip(axes[2], ("offset in x (pixel)", "$d_x$", "$d_w$")):
+    ax.set(xlabel=name)
 
 # %% [markdown]
-# In pixels each level has a range of its own. As deltas all have the same, so one small head with the same
-# weights can serve them all.
+# In pixels each level has a range of its own, twice as wide on each next one. As deltas all have nearly the same, so one
+# small head with the same weights can serve them all.
 #
 # ## 7  Weights, and a limit
 #
@@ -552,16 +551,19 @@ check_iou_matrix(iou_matrix)
 # %% [markdown]
 # ### Exercise 3: find two bugs
 #
-# Decoding with the limit of section 7, and a backward that is **wrong in two places**. The first shows at once.
-# The second does not show with ordinary deltas: you will have to think of inputs that reveal it. Mend both in
-# the cell after it.
+# Decoding with the limit of section 7, and a backward that is **wrong in two places**, both in its last line: what
+# comes before it is right. `try_columns` takes the deltas of one box and compares the four slopes of
+# `buggy_backward` with measured ones (differences of the forward, as in notebook 01). The first bug shows with any
+# deltas. The second does not: think of deltas that reveal it, and try them. Then mend the last line in the cell after
+# it.
 #
-# <details><summary>Hint 1</summary>Which of the four columns are wrong? Compare buggy_backward with differences, one element at a time, for a single box.</details>
+# <details><summary>Hint 1</summary>Which columns are wrong? The anchor is 20 wide and 10 high. Do you see the factor between measured and backward?</details>
 # <details><summary>Hint 2</summary>The columns of d_x and d_y are wrong. x = x_a + d_x · w_a: by how much does x move with d_x?</details>
-# <details><summary>Hint 3</summary>For the second: which line of the forward has no trace in the backward? Try a delta of (0, 0, 6, 0).</details>
+# <details><summary>Hint 3</summary>For the second: which function in the forward has left no trace in the backward? When does it do anything? Try (0, 0, 6, 0).</details>
+# <details><summary>Hint 4</summary>Above the limit the box does not move with d_w, so the slope is 0: a factor (deltas[:, 2] < LIMIT).</details>
 
 # %%
-LIMIT = np.log(1000 / 16)
+LIMIT = np.log(1000 / 16)                                 # 4.14
 
 def decode_forward(deltas, anchors):
     (dx, dy, dw, dh), (xa, ya, wa, ha) = deltas.T, centre_and_size(anchors)
@@ -577,17 +579,26 @@ def buggy_backward(dboxes, cache):
     dw, dh = (dx2 - dx1) / 2, (dy2 - dy1) / 2             # w moves x1 to the left and x2 to the right
     return np.stack([dx * w, dy * h, dw * w, dh * h], axis=1)
 
-some_deltas = rng.standard_normal((6, 4))
-try:
-    check_gradients(decode_forward, buggy_backward, (some_deltas, some_anchors[:6]))
-except GradientCheckError as error:
-    for row in error.rows:
-        print(f"{row.argument:26} relative error {row.relative:.0e}   {row.problem or 'right'}")
+def try_columns(*deltas, backward=buggy_backward):
+    """For one box: the slopes of 1 x1 + 2 y1 + 3 x2 + 5 y2 by each of the four deltas."""
+    deltas, anchor, weights = np.array([deltas], float), np.array([[0.0, 0, 20, 10]]), np.array([[1.0, 2, 3, 5]])
+    slopes = backward(weights, decode_forward(deltas, anchor)[1])[0]
+    for k, (name, slope) in enumerate(zip(("d_x", "d_y", "d_w", "d_h"), slopes)):
+        step = 1e-6 * np.eye(4)[[k]]
+        up, down = (weights * decode_forward(d, anchor)[0] for d in (deltas + step, deltas - step))
+        measured = (up - down).sum() / 2e-6
+        print(f"{name}: measured {measured:10.4f}, backward {slope:10.4f}   "
+              f"{'right' if abs(measured - slope) < 1e-3 else 'WRONG'}")
+
+try_columns(0.1, -0.2, 0.3, 0.7)
 
 # %%
 def decode_backward(dboxes, cache):
-    deltas, wa, ha, w, h = cache
-    ...                                                   # the mended backward; return ddeltas (R, 4)
+    deltas, wa, ha, w, h = cache                          # (R, 4), and four of (R,)
+    dx1, dy1, dx2, dy2 = dboxes.T
+    dx, dy = dx1 + dx2, dy1 + dy2
+    dw, dh = (dx2 - dx1) / 2, (dy2 - dy1) / 2
+    return ...                                            # the mended last line: (R, 4)
 
 check_decode_backward(decode_backward)
 

@@ -637,33 +637,52 @@ print("recall of the ten surest boxes, held-out scenes:", {step: round(float(r),
 # Section 3 showed an anchor that one target chose and another one got. Write a matching without this: an anchor
 # chosen by rule (i) belongs to **the target that chose it**. If several targets chose the same anchor, it goes to the
 # one with the highest IoU. All else as before: an anchor that nobody chose goes to its own best target if that IoU is
-# at least `high`, is BACKGROUND (-1) below `low`, and IGNORED (-2) in between. `iou` is (G, T), with G of at least 1.
+# at least `high`, is BACKGROUND below `low`, and IGNORED in between. `iou` is (G, T), with G of at least 1.
 #
-# <details><summary>Hint 1</summary>Do rule (ii) first, for all anchors at once: iou.argmax(axis=0), iou.max(axis=0), np.where. Rule (i) then overwrites.</details>
-# <details><summary>Hint 2</summary>A loop over the G targets is fine: chosen = iou[g] == iou[g].max() is (T,) bool.</details>
-# <details><summary>Hint 3</summary>Keep an array claim (T,), the IoU of whoever has chosen the anchor so far, at first 0. Target g takes those chosen anchors where iou[g] is larger.</details>
+# The plan: rule (ii) for all anchors at once; then one target after the other takes what it has chosen. The array
+# `claim` remembers for each anchor the IoU of whoever has chosen it so far. For the small `iou` in the stub the answer is
+# `[1, 0, -1, -2]`: both targets choose anchor 0, and target 1 fits it better; target 0 still has anchor 1, which ties
+# with it in its row; nobody chose the other two.
+#
+# <details><summary>Hint 1</summary>Rule (ii): two np.where, one inside the other. Its three answers are own, BACKGROUND and IGNORED.</details>
+# <details><summary>Hint 2</summary>Target g chooses all anchors that tie for its best IoU: iou[g] == iou[g].max(). That is (T,) bool.</details>
+# <details><summary>Hint 3</summary>It takes only those where iou[g] > claim: combine both conditions with &. Then matched[chosen] = g, and claim[chosen] = iou[g, chosen].</details>
 
 # %%
 def match_fair(iou, high, low):
     G, T = iou.shape
-    ...                                                   # your code; return the matches, shape (T,)
+    own, best = iou.argmax(axis=0), iou.max(axis=0)       # (T,): each anchor's best target, and the IoU with it
+    matched = ...                                         # (T,) int: rule (ii)
+    claim = np.zeros(T)
+    for g in range(G):
+        chosen = ...                                      # (T,) bool: target g chose them, and has the higher claim
+        ...                                               # they are g's now
+    return matched
 
+# match_fair(np.array([[0.6, 0.6, 0.1, 0.4], [0.65, 0.2, 0.2, 0.3]]), 0.7, 0.3)      # try it: [1, 0, -1, -2]
 check_match_fair(match_fair)
 
 # %% [markdown]
 # ### Exercise 2: focal loss, backward
 #
 # Instead of drawing a sample, one can train on all anchors and turn the easy ones down (Lin et al. 2017, arXiv
-# 1708.02002, equation 4). With $p$ the probability of the *true* answer, $p = \sigma(z)$ for positives and
-# $\sigma(-z)$ for negatives:
+# 1708.02002, equation 4). With $p$ the probability of the *true* answer:
 #
-# $$L = \frac{1}{\max(\text{positives}, 1)} \sum_i -(1 - p_i)^\gamma \log p_i .$$
+# $$L = \frac{1}{P} \sum_i f(p_i), \qquad f(p) = -(1 - p)^\gamma \log p, \qquad p_i = \sigma(s_i z_i), \qquad
+# s_i = \pm 1,$$
 #
-# The forward is given. Derive $dz$ on paper, then write it. It must survive logits of some thousand.
+# $s$ is 1 for a positive and −1 for a negative, and $P$ is the number of positives (1 if there is none). The forward is
+# given. For the backward, take three steps on paper:
 #
-# <details><summary>Hint 1</summary>Do a positive first. The element is a product of two functions of p: product rule. Then dp/dz = p (1 - p).</details>
-# <details><summary>Hint 2</summary>For a positive all factors 1 / p cancel: dz = (1 - p)^γ (γ p log p + p − 1).</details>
-# <details><summary>Hint 3</summary>A negative is a positive with −z in place of z: the same formula, times −1. Take s = 2 t − 1 and work with s z. log p is −np.logaddexp(0, −s z), which is finite.</details>
+# 1. $df/dp$: the product rule, two terms.
+# 2. $\sigma$ has the slope $p (1 - p)$. Multiply. All $1 / p$ cancel, and $(1 - p)^\gamma$ stands before everything:
+#    $p (1 - p)\, df/dp = (1 - p)^\gamma \cdot [\dots]$. Find the **bracket**. (Without $1 / p$ it survives logits of
+#    some thousand, where $p$ is 0.)
+# 3. What is left from there to $z$: inside $\sigma$ stands $s z$; and the sum is divided by $P$ and scaled by `dy`.
+#
+# <details><summary>Hint 1</summary>Step 1: the derivative of (1 − p)^γ is −γ (1 − p)^(γ − 1). So df/dp = γ (1 − p)^(γ − 1) log p − (1 − p)^γ / p.</details>
+# <details><summary>Hint 2</summary>Step 2: times p (1 − p) the first term becomes (1 − p)^γ · γ p log p, and the second −(1 − p)^γ · (1 − p).</details>
+# <details><summary>Hint 3</summary>Test the bracket with γ = 0: that is the plain cross-entropy, and (4) says p − 1 for a positive. Step 3: a factor s for the chain rule. For a negative that turns the sign.</details>
 
 # %%
 def focal_forward(z, t, gamma):
@@ -675,7 +694,12 @@ def focal_forward(z, t, gamma):
 
 def focal_backward(dy, cache):
     z, t, gamma = cache                                   # (T,), (T,), a number; dy is a number
-    ...                                                   # your code; return dz, shape (T,)
+    s, P = 2 * t - 1, max(t.sum(), 1)
+    log_p = -np.logaddexp(0, -s * z)                      # (T,), finite for every z
+    p = np.exp(log_p)
+    bracket = ...                                         # (T,): step 2, of gamma, p and log_p
+    dz = ...                                              # (T,): (1 - p) ** gamma * bracket, and step 3
+    return dz
 
 check_focal_backward(focal_backward)
 

@@ -114,7 +114,7 @@ with np.errstate(over="ignore"):
 print("dw = 200, with it:      ", decode_naive(wild, anchor)[0])
 
 # %% [markdown]
-# A trained RPN never comes near the limit. An untrained one that takes a bad step does, and one infinite box is
+# The trained RPN stays far from the limit here. An untrained one that takes a bad step may not, and one infinite box is
 # enough to fill a network with NaN. So the limit is a guard for training.
 #
 # ## 2  The best of each level
@@ -268,10 +268,26 @@ for n, threshold in ((0, 0.5), (1, 0.5), (40, 0.3), (300, 0.7)):
 
 # %% [markdown]
 # What does it cost? In the worst case nothing overlaps and all n (n − 1) / 2 pairs are compared; in the best case the
-# first box drops all others. The figure shows what the threshold does to our Q boxes (taken within each level, as the
-# next section explains).
+# first box drops all others. We count. The figure then shows what the threshold does to our Q boxes (taken within each
+# level, as the next section explains).
 
 # %%
+def comparisons(boxes, scores, threshold):
+    """How many IoUs `nms_naive` computes."""
+    left, counts = [len(boxes)], []
+
+    def tell(kept, best, dropped):
+        counts.append(left[0] - 1)                        # the best against all that are left
+        left[0] -= 1 + len(dropped)
+
+    nms_naive(boxes, scores, threshold, tell)
+    return sum(counts)
+
+apart = np.arange(100)[:, None] * 20 + np.array([0.0, 0, 10, 10])
+some = np.flatnonzero(level == 3)[:100]
+for name, b in (("far apart", apart), ("all the same", apart[:1].repeat(100, axis=0)), ("the best of our P3", boxes[some])):
+    print(f"100 boxes, {name:18}: {comparisons(b, scores[some], 0.7):4} IoUs; all pairs would be {100 * 99 // 2}")
+
 thresholds = np.arange(0.1, 1.0, 0.05)
 left_over = [len(batched_nms(boxes, scores, level, t)) for t in thresholds]
 figure, ax = plt.subplots(figsize=(5.6, 2.4), layout="constrained")
@@ -320,7 +336,7 @@ exact = iou_of_pairs(a, b)
 for group in (0, 1, 10, 90):
     shift = np.float32(group * 1334)
     error = np.abs(iou_of_pairs(a + shift, b + shift) - exact)
-    print(f"group {group:2}: shifted by {shift:8.0f}, coordinates are {np.spacing(shift):.0e} apart, "
+    print(f"group {group:2}: shifted by {shift:8.0f}, coordinates are up to {np.spacing((a + shift).max()):.0e} apart, "
           f"largest error of an IoU {error.max():.0e}")
 
 # %% [markdown]
@@ -531,7 +547,8 @@ for step in (0.05, 0.1, 0.2):
 print("gradient that backward sends to the proposals:", "none" if "rpn.proposals" not in training.grad else "some")
 
 # %% [markdown]
-# The slope is not 0, and the backward pass treats it as 0: **proposals are constants to the second stage.** Faster
+# (The three differ: in float32 so small a slope has few digits, and RoIAlign interpolates, so the loss has kinks.) The
+# slope is not 0, and the backward pass treats it as 0: **proposals are constants to the second stage.** Faster
 # R-CNN says so (section 3.2, "approximate joint training": it "ignores the derivative w.r.t. the proposal boxes'
 # coordinates"). It works: the RPN learns its boxes from its own loss, and the box head corrects what is left.
 #
@@ -583,13 +600,19 @@ check_anchor_place(anchor_place)
 # ### Exercise 3: the IoU, backward
 #
 # UnitBox (Yu et al. 2016, arXiv 1608.01471) trains boxes with a loss made of their IoU with the target. `a` and `b`
-# are (n, 4), compared in pairs: box i of `a` with box i of `b`. The forward is given. Return the gradient of `a`; the
-# targets `b` get none. Where boxes do not meet, the IoU is 0 and stays 0 when they move a little. (So such a loss
-# says nothing about a box that is far off, which is why GIoU, arXiv 1902.09630, was made.)
+# are (n, 4), compared in pairs: box i of `a` with box i of `b`. The forward is given, and from it the way back to `a`;
+# the targets `b` get none. Four lines are left to you, the ones in which something *branches*:
 #
-# <details><summary>Hint 1</summary>Name the steps: low, high, sides, inter, area of a, union, IoU. Go back one at a time. How many paths lead from inter to the IoU?</details>
-# <details><summary>Hint 2</summary>union = area_a + area_b − inter. So d_union = −dy inter / union², d_inter = dy / union − d_union, d_area = d_union.</details>
-# <details><summary>Hint 3</summary>np.maximum(a, b) passes its gradient to a where a is the larger one. A side that was cut at 0 passes none. And a has two paths: through the intersection and through its own area.</details>
+# - `inter` is used twice, in `inter / union` and in `union` (fan-out → sum);
+# - an edge of the intersection is `a`'s edge or `b`'s. Only where it is `a`'s does it move with `a`: a condition,
+#   (n, 2) bool, of the corners of `a` and `b`.
+#
+# Where boxes do not meet, the IoU is 0 and stays 0 when they move a little. (So such a loss says nothing about a box
+# that is far off, which is why GIoU, arXiv 1902.09630, was made.)
+#
+# <details><summary>Hint 1</summary>iou = inter / union, as a function of union alone: the slope is −inter / union². As a function of inter alone: 1 / union.</details>
+# <details><summary>Hint 2</summary>union = area_a + area_b − inter: d_union arrives at inter with a minus. So d_inter = dy / union − d_union.</details>
+# <details><summary>Hint 3</summary>low = max(a[:, :2], b[:, :2]) is a's corner where a[:, :2] > b[:, :2]. And high = min(a[:, 2:], b[:, 2:])?</details>
 
 # %%
 def iou_forward(a, b):
@@ -603,9 +626,21 @@ def iou_forward(a, b):
 
 def iou_backward(dy, cache):
     a, b, sides, inter, union = cache                     # (n, 4), (n, 4), (n, 2), (n,), (n,);  dy (n,)
-    ...                                                   # your code; return da, shape (n, 4)
+    # forward: iou = inter / union, union = area_a + area_b - inter
+    d_union = ...                                         # (n,)
+    d_inter = ...                                         # (n,): two paths
+    # forward: inter = width * height, and a side that was cut at 0 passes nothing back
+    d_sides = d_inter[:, None] * sides[:, ::-1] * (sides > 0)                          # (n, 2)
+    # forward: sides = high - low, low = max(a, b), high = min(a, b)
+    low_is_of_a = ...                                     # (n, 2) bool
+    high_is_of_a = ...                                    # (n, 2) bool
+    da_low, da_high = -d_sides * low_is_of_a, d_sides * high_is_of_a                   # through the intersection
+    # forward: area_a = width * height of a, each the difference of two corners
+    d_own = d_union[:, None] * (a[:, 2:] - a[:, :2])[:, ::-1]                          # (n, 2)
+    return np.concatenate([da_low - d_own, da_high + d_own], axis=1)
 
-# nprcnn.check_gradients(iou_forward, iou_backward, (a, b), wrt=[0])       # with float64 boxes a and b of your own
+near = np.array([[10.0, 20, 50, 70], [30, 5, 80, 40]])    # to try it on: two boxes, and the same moved
+# nprcnn.check_gradients(iou_forward, iou_backward, (near, near + [4, -3, 6, 2]), wrt=[0])
 check_iou_backward(iou_backward)
 
 # %% [markdown]

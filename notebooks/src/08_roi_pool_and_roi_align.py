@@ -479,8 +479,8 @@ Y = Wy @ F[0] @ Wx.T                                                      # (C, 
 theirs = roi_align(F, as_rois(box), 1 / stride, 7)[0]
 print(f"largest difference to nprcnn {np.abs(Y - theirs).max():.0e};  rows of Wy sum to {Wy.sum(axis=1).round(12)}")
 figure, axes = plt.subplots(1, 1, figsize=(7.4, 3.4))
-title = f"Wy of our RoI on P3, which spans rows {y1:.2f} to {y2:.2f}"
-course.show_matrix(axes, Wy, title, "row of the map", "bin", "{:.2g}")
+title = f"$W_y$ of our RoI on P3, in percent; it spans rows {y1:.2f} to {y2:.2f}"
+course.show_matrix(axes, 100 * Wy, title, "row of the map", "bin", "{:.2g}")
 axes.set(xticks=range(F.shape[2]), yticks=range(7))
 axes.tick_params(length=0)
 

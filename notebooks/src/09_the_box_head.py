@@ -524,11 +524,16 @@ for score, k, r, box in found:
 # we see them. Which one is right?
 
 # %%
+listed = [f"{k}: {names[label]} {score:.2f}" for k, (label, score) in enumerate(zip(result.labels, result.scores))]
+print("\n".join("   ".join(f"{text:18}" for text in listed[k:k + 4]).rstrip() for k in range(0, len(listed), 4)))
 panels, axes = viz.image_panels(3, width, height, side=256)
 for ax, threshold in zip(axes, (0.05, 0.3, 0.7)):
-    keep = result.scores >= threshold
-    viz.draw_detections(image // 8 * 8, result.boxes[keep], result.labels[keep], result.scores[keep],
-                        class_names=names, ax=ax, title=f"score at least {threshold}: {keep.sum()}")
+    keep = np.flatnonzero(result.scores >= threshold)
+    viz.draw_detections(image // 8 * 8, ax=ax, title=f"score at least {threshold}: {len(keep)}")
+    colours = [viz.PALETTE[label - 1] for label in result.labels[keep]]
+    for box, colour in zip(result.boxes[keep], colours):
+        viz.rectangle(ax, box, colour, 1.5)
+    viz.write_labels(ax, result.boxes[keep], list(map(str, keep)), colours)
 panels
 
 # %%

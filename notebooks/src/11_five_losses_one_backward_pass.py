@@ -198,7 +198,7 @@ draw_gradients(trace.grad)
 #
 # - **P2 has most of it**, and the further up, the less: our objects are small, so their RoIs and positive anchors are
 #   on P2 and P3 (notebook 00: the level of an RoI is chosen by its size).
-# - **C5 has half as much as C2, although P5 has next to nothing.** From where? The pyramid's top-down path
+# - **C5 has more than half of what C2 has, although P5 has next to nothing.** From where? The pyramid's top-down path
 #   (dotted): P2 is made of C2 *and* the enlarged sum above it, and so on up to C5. To prove it we send back one level's
 #   gradient at a time, with all others set to 0.
 
@@ -218,6 +218,14 @@ for name, keep in (("all levels", range(5)), ("P2 alone", [0]), ("P3 alone", [1]
 # So the deepest layers learn from the finest level. It is what the pyramid was built for, seen from behind: forward
 # it carries meaning down to P2, and backward P2's wishes up to C5.
 #
+# A gradient is an array like any other, and can be looked at. `trace.stepper(gradient=True)` steps through all of them with buttons, where
+# ipywidgets are installed. Here are six on a sheet, which needs no buttons, from the last stage to the first:
+
+# %%
+trace.stepper(["roi_heads.mask_logits", "roi_heads.box_features", "rpn.logits.p2", "fpn.p2", "backbone.layer4", "backbone.layer1"],
+              gradient=True, interactive=False)
+
+# %% [markdown]
 # ## 4  Which loss contributes what?
 #
 # The same for each loss alone. First where the gradient is: its norm in each cell of P2.
@@ -488,12 +496,13 @@ errors = [abs(analytic - numeric_slope(v, eps)) / abs(analytic) for eps in steps
 figure, ax = plt.subplots(figsize=(5.6, 2.7))
 ax.loglog(steps, errors, "o-", label="the right gradient")
 numeric = numeric_slope(v, 1e-5)
-for forgotten, colour, line in (("rpn", course.GREEN, ":"), ("box", course.BACKWARD, "--"), ("mask", course.PINK, "-.")):
+for forgotten, colour, line, width in (("rpn", course.GREEN, "-", 5), ("box", course.BACKWARD, "--", 1.8),
+                                       ("mask", course.PINK, "-.", 1.8)):
     model.zero_grad()
     backward(dict.fromkeys(LOSSES, 1), drop=(forgotten,))
     wrong = np.sum(gradient_of() * v)
     error = abs(wrong - numeric) / max(abs(wrong), abs(numeric))
-    ax.axhline(error, color=colour, linestyle=line, linewidth=1.6, label=f"{forgotten} forgotten in the sum")
+    ax.axhline(error, color=colour, linestyle=line, linewidth=width, label=f"{forgotten} forgotten in the sum")
     print(f"the {forgotten}'s part forgotten at the pyramid: error {error:.0e}")
 ax.set(xlabel="step ε", ylabel="relative error")
 ax.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))

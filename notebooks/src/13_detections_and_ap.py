@@ -231,7 +231,7 @@ place = np.arange(1, len(scores) + 1)
 axes[0].plot(place, precision, label="precision")
 axes[0].plot(place, recall, label="recall")
 axes[0].plot(place, scores, color="#909090", linestyle=":", label="score")
-axes[0].set(xlabel="detections of the list, best first", ylim=(0, 1.02), title="stars, masks at IoU 0.75")
+axes[0].set(xlabel="detections of the list, best first", ylabel="share, or score", ylim=(0, 1.02), title="stars, masks at IoU 0.75")
 axes[0].legend()
 axes[1].plot(recall, precision, color="#b0b0b0")
 for right, colour, label in ((True, course.GREEN, "right"), (False, course.BACKWARD, "wrong")):
@@ -487,10 +487,11 @@ for ax, marked in zip(axes, (False, True)):
     for box, s, m, c in zip(seen, sure, match, counts):
         colour, word = ("#606060", "ignored") if not c else (course.GREEN, "TP") if m >= 0 else (course.BACKWARD, "FP")
         ax.add_patch(plt.Rectangle(box[:2], *(box[2:] - box[:2]), fill=False, edgecolor=colour, linewidth=2))
-        ax.text(box[0], box[3] + 2, f"{s} {word}", color=colour, fontsize=8, va="top",
-                bbox=dict(facecolor="white", edgecolor="none", pad=1))
-    ax.set(xlim=(0, 110), ylim=(100, 0), aspect="equal", xlabel="x", title=f"crowd marked: {marked}, AP50 {ours:.3f}")
-axes[0].set_ylabel("y");
+        ax.text(*(box[:2] + box[2:]) / 2, f"{s}\n{word}", color=colour, fontsize=8, ha="center", va="center",
+                bbox=dict(facecolor="white", edgecolor="none", pad=0.6))
+    ax.set(xlim=(0, 110), ylim=(100, 0), aspect="equal", xlabel="x in pixels",
+           title=f"the crowd {'marked' if marked else 'not marked'}: AP50 {ours:.3f}")
+axes[0].set_ylabel("y in pixels");
 
 # %% [markdown]
 # Grey areas are targets, the hatched one is the crowd. Both AP50 are pycocotools', as the assertion says. Without the

@@ -21,6 +21,7 @@ import numpy as np
 
 from nprcnn import course
 from nprcnn.course.cuda import check_passes, check_place, check_sectors, compiler_is_here, numba_source
+from nprcnn.gradcheck import check_adjoint, check_gradients
 from nprcnn.kernels.cuda import launch, roi_align as cuda_roi_align
 from nprcnn.kernels.cuda_on_cpu.inspection import inspect, report, watched
 from nprcnn.kernels.cuda_on_cpu.loader import LaunchError, Module
@@ -32,6 +33,23 @@ compiler = compiler_is_here()
 course.where_we_are("roi_align")
 
 # %% [markdown]
+# The arrays are those of notebook 08. N images, C channels, (H, W) the size of the feature map, R RoIs, (OH, OW) bins:
+#
+# | array | shape | how the kernels see it |
+# |---|---|---|
+# | features | (N, C, H, W) | one row of numbers; (n, c, y, x) is number ((n C + c) H + y) W + x |
+# | the same in version 3 | (N, H, W, C) | the channels of a pixel side by side |
+# | rois | (R, 5) | the image's number, then x1, y1, x2, y2 in pixels |
+# | y, dy | (R, C, OH, OW) | one thread a number |
+#
+# What is computed is section 3 of Mask R-CNN (arXiv 1703.06870, "RoIAlign"): a bin of the RoI is the mean of $s \times s$ points, each read
+# by bilinear interpolation from four cells $p$ with weights $w_p$ (notebook [08](08_roi_pool_and_roi_align.ipynb), equations 1 and 2),
+#
+# $$y_{rcij} = \frac{1}{s^2} \sum_{\text{points}} \sum_{p} w_p\, F_{c,p}, \qquad
+# \frac{\partial L}{\partial F_{c,p}} = \sum_{r, i, j} \frac{1}{s^2} \sum_{\text{points that read } p} w_p\, dy_{rcij} . \tag{1}$$
+#
+# The left sum has an owner: one $y_{rcij}$, one thread. The right one has none, for many bins have read the same cell. Section 5 is about that.
+#
 # ## 1  Threads, blocks, warps
 #
 # | word | what it is | here |
@@ -43,7 +61,11 @@ course.where_we_are("roi_align")
 # | warp | 32 neighbouring threads of a block, its *lanes*, that do each step together | |
 #
 # Which number is whose? Threads are counted through the grid, and y (R, C, OH, OW) is counted in the order in which it
-# lies in memory: the last index runs fastest. Here is the whole first version, without its opening comment.
+# lies in memory: the last index runs fastest,
+#
+# $$k = ((r\, C + c)\, OH + i)\, OW + j, \qquad k = \text{blockIdx} \cdot \text{blockDim} + \text{threadIdx} . \tag{2}$$
+#
+# Here is the whole first version, without its opening comment.
 
 # %%
 def show(file, first, last):
@@ -114,7 +136,7 @@ if compiler:
         x1, y1, x2, y2 = rois[0, 1:] / 8
         panel.add_patch(plt.Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor=course.BACKWARD))
         panel.set(title=title, xlabel="column of the feature map", xlim=(x1 - 9, x2 + 9), ylim=(y2 + 2, y1 - 2))
-    axes[0].set(ylabel="row")
+    axes[0].set(ylabel="row of the feature map")
     touched = {access.index // 8 for access in first_load}
     print(f"one load of the warp: 32 numbers, 128 bytes; sectors touched: {len(touched)}, {32 * len(touched)} bytes")
 
@@ -156,9 +178,9 @@ if compiler:
     axes[0].bar(list(last), [reads_of_features(one) for one in last.values()], color=course.FORWARD)
     axes[0].axhline(4, color="black", linestyle=":")
     axes[0].text(2, 4.4, "32 floats side by side", ha="center", fontsize=8)
-    axes[0].set(title="sectors a load of the features")
+    axes[0].set(title="a load of the features by a warp", xlabel="version", ylabel="sectors")
     axes[1].bar(list(last), moved, color=course.YELLOW)
-    axes[1].set(title="MB moved in all, turning included")
+    axes[1].set(title="all loads and stores, turning included", xlabel="version", ylabel="MB moved")
     print("sectors a load:", {name: round(reads_of_features(one), 1) for name, one in last.items()})
 
 # %% [markdown]
@@ -249,6 +271,25 @@ if compiler:
     print(report(found, ["v1  atomics", "v2  ordered"]))
 
 # %% [markdown]
+# Is it the gradient? The same two files once more, with `real` as double, against central differences, and the adjoint test
+# $\langle dy, A F \rangle = \langle A^\top dy, F \rangle$ (notebook [01](01_what_a_backward_pass_is.ipynb)):
+
+# %%
+if compiler:
+    few = features[:, :2, :20, :30].astype(float), rois[:3].astype(float) * 0.6      # float64, and small
+    for version in (1, 2):
+        def forward(F):
+            return cuda_roi_align.roi_align(F, few[1], 1 / 8, 7, version=1), F.shape
+
+        def backward(d, shape):
+            return cuda_roi_align.roi_align_grad(d, few[1], shape, 1 / 8, 7, version=version)
+
+        for row in check_gradients(forward, backward, (few[0],), wrt=[0]):
+            print(f"backward version {version}: backward {row.analytic:+.6f}  forward {row.numeric:+.6f}  error {row.relative:.0e}")
+        error = check_adjoint(lambda F: forward(F)[0], lambda d: backward(d, few[0].shape), few[0], rng.standard_normal((3, 2, 7, 7)))
+        print(f"                    adjoint test: {error:.0e}")
+
+# %% [markdown]
 # ## Stop in a thread yourself
 #
 # `CUDA_ON_CPU_MODE=debug` compiles for a debugger, and then
@@ -312,4 +353,4 @@ check_passes(passes)
 # - Where outputs meet (backward), either add atomically, in no order, or let each thread own a place and collect.
 #
 # **Read next.** In this course: [16 NMS as bits](16_nms_as_bits.ipynb). In the code: `kernels/cuda/README.md` lists the files.
-# NVIDIA's *CUDA C++ Programming Guide*, the chapters on memory.
+# Elsewhere: NVIDIA's *CUDA C++ Programming Guide*, the chapters on memory; He et al., *Mask R-CNN*, arXiv 1703.06870, section 3.

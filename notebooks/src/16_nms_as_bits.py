@@ -501,11 +501,23 @@ print("\n".join(f"{n:2}  {line}" for n, line in enumerate(WALK.split("\n"), 1)))
 
 # %% [markdown]
 # After which lines must a `__syncthreads();` stand? Find the fewest that are enough, for any order in which the
-# warps run. `try_barriers` runs the kernel with barriers of your choice, under the inspector.
+# warps run. After lines 9 to 13 none can stand: that is thread 0's own branch. Four places are worth a thought: **after
+# line 5, 8, 14 and 18** (the last is the end of the loop). Who writes, and who reads what others have written:
 #
-# <details><summary>Hint 1</summary>Make a list: which variables does a thread read that another thread has written? In which lines?</details>
-# <details><summary>Hint 2</summary>There are three: removed, diagonal and kept. Between the write and the read must stand a barrier; one barrier may serve two variables.</details>
-# <details><summary>Hint 3</summary>The loop comes round: what is written at its beginning must not be read any more by a thread that is still at its end.</details>
+# | variable | is written by | is read by |
+# |---|---|---|
+# | `removed[v]` | line 5: thread v % 64; line 18: each turn another | thread 0 in line 10; line 18, before it writes |
+# | `diagonal[t]` | thread t: line 8 | thread 0 in line 12 |
+# | `kept` | thread 0: line 13 | all threads in lines 15 and 18 |
+#
+# Between a write and another thread's read must stand a barrier, on *every* way from one to the other: also on the way
+# from the end of the loop back to its beginning. And also between a read and the next write, which would come too
+# early. One barrier may serve several variables. `try_barriers` runs the kernel with barriers of your choice, under the
+# inspector. Predict first, then try.
+#
+# <details><summary>Hint 1</summary>Row by row, without the loop: which of the four places lies between line 8 and line 12? Which between 13 and 15?</details>
+# <details><summary>Hint 2</summary>With these two in place, go round the loop: from line 18 to lines 10 and 18 of the next turn. Do you pass one of them?</details>
+# <details><summary>Hint 3</summary>And what is overwritten: line 8 of the next turn overwrites diagonal, line 13 overwrites kept. Is there a barrier between the last read (line 12; line 18) and that?</details>
 
 # %%
 def try_barriers(lines):
@@ -520,7 +532,7 @@ def try_barriers(lines):
     return f"no race, {keep.sum()} boxes kept"
 
 if compiler:
-    print(try_barriers([5]))
+    print(try_barriers([14]))
 
 # %%
 def barriers():

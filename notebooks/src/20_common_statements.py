@@ -34,13 +34,20 @@ my_guess = {1: ..., 2: ..., 3: ..., 4: ..., 5: ..., 6: ..., 7: ..., 8: ..., 9: .
 # Everywhere.
 
 # %%
+import importlib.metadata
+import os
+import platform
+import subprocess
+import sys
 import textwrap
 import time
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 
 import nprcnn
+import nprcnn.kernels
 from nprcnn import backend, course, viz
 from nprcnn.course.statements import check_components, check_new_statements, check_not_region_based
 from nprcnn.data import Shapes
@@ -129,8 +136,8 @@ def billions(function, *args):
         y = function(*args)
     return counted / 1e9, y
 
-small = np.zeros((1, 3, 256, 384), np.float32)
-scale = 800 * 1216 / (256 * 384)                          # cost grows with the area
+small = np.zeros((1, 3, 128, 192), np.float32)
+scale = 800 * 1216 / (128 * 192)                          # cost grows with the area
 r50 = nprcnn.maskrcnn_resnet50_fpn()
 vgg_cost, _ = billions(VGG(rng).forward, small, False)
 r50_cost, _ = billions(r50.backbone.body.forward, small, False)
@@ -256,7 +263,7 @@ def masks_of(count):
     x = r50.roi_heads.mask_head.forward(np.zeros((count, 256, 14, 14), np.float32), False)[0]
     return r50.roi_heads.mask_predictor.forward(x, False)
 
-mask_cost, _ = billions(masks_of, 100)
+mask_cost = 10 * billions(masks_of, 10)[0]                # each RoI costs the same
 costs = {"ResNet-50": r50_cost * scale, "pyramid": (backbone_cost - r50_cost) * scale, "RPN": rpn_cost * scale,
          "box head, 1000 RoIs": box_cost, "mask head, 100 RoIs": mask_cost}
 without = sum(costs.values()) - mask_cost
@@ -279,7 +286,7 @@ figure.legend(loc="outside lower center", ncols=5, fontsize=8);
 # the ratios mean anything.
 
 # %%
-def milliseconds(m, picture, repeats=5):
+def milliseconds(m, picture, repeats=3):
     times = []
     for _ in range(repeats):
         start = time.perf_counter()
@@ -370,7 +377,7 @@ mine = trace["rpn.proposals"][0][result.proposal[:4]]
 assert in_prediction[1] == len(result.boxes) and in_training[1] == positive
 print(f"mean IoU with the targets: the four best detections {found.mean():.2f}, their proposals "
       f"{box_iou(mine, target['boxes']).max(axis=1).mean():.2f}, all proposals {matched.mean():.2f}")
-every, _ = billions(masks_of, 1000)
+every = 100 * billions(masks_of, 10)[0]
 verdict(8, "half", f"in training, yes. In prediction it waits for the final boxes: in the paper's model "
                    f"{every:.0f} billion multiplications become {mask_cost:.0f}, and the boxes are better")
 
@@ -536,6 +543,63 @@ print(f"you guessed {len(answered)} of {len(verdicts)}" + (f", and {good} of the
 # %% [markdown]
 # "Half" is no way out. Each of these sentences becomes true when a few words are added: *in training*, *through the
 # features*, *with the same backbone*. They are the words to learn.
+#
+# ## And two questions that every repository gets
+#
+# **"It does not install any more."** Old detectors stop installing because they were written against one version of a framework, of a
+# compiler and of a CUDA toolkit, and build extensions on your machine, where all three must fit. So what does *this* one need? Its packages
+# with the versions that ran here, and all files of its own by their kind:
+
+# %%
+NEEDED = {"numpy": "the arrays, and all of the arithmetic", "numba": "the compiled kernels; NPRCNN_KERNELS=numpy does without",
+          "threadpoolctl": "how many threads NumPy uses", "pillow": "to read and write images", "matplotlib": "figures",
+          "tqdm": "progress", "safetensors": "the files of weights", "pycocotools": "to compare the AP with"}
+print(f"Python {platform.python_version()}, {platform.system()}, {platform.machine()}")
+for name, what_for in NEEDED.items():
+    print(f"  {name:14} {importlib.metadata.version(name):10} {what_for}")
+
+folders = [Path(nprcnn.__file__).parent, *map(Path, nprcnn.kernels.__path__)]
+files = {file for folder in folders for file in folder.rglob("*") if file.is_file() and "__pycache__" not in file.parts}
+kinds = [file.suffix for file in files]
+print("nprcnn's own files:", {kind: kinds.count(kind) for kind in sorted(set(kinds)) if kind})
+built = [file.name for file in files if file.suffix in (".so", ".pyd", ".dylib", ".dll", ".a", ".o")]
+assert not built                                          # nothing is compiled when it is installed, and nothing compiled comes along
+
+# %% [markdown]
+# All of the needed ones are on the package index as wheels, that is, ready-made. (`pip install --only-binary :all: ...` refuses everything
+# else. [TEACHING.md](TEACHING.md) keeps them in a folder, which still installs when the index has moved on.) If an *old* repository does
+# not install, its weights may be all that you want of it: `nprcnn inspect` and `load_weights` read the files of torchvision and Detectron2
+# without either of them, and notebook [18](18_the_same_numbers.ipynb) compares the numbers.
+#
+# **"error: command 'gcc' failed", "nvcc not found", "undefined symbol".** These come from *custom operations*: RoIAlign and NMS in C++ or
+# CUDA, built while you install and tied to the framework that was there. Here both are NumPy. We take the compilers away, with an empty
+# search path, and predict in a new process, also without Numba, which compiles while it runs:
+
+# %%
+PROGRAM = """
+import nprcnn
+from nprcnn.data import Shapes
+from nprcnn.errors import BackendError
+result = nprcnn.maskrcnn_tiny(weights="shapes").predict(Shapes.held_out(60)[20][0])
+print(*result.boxes.ravel().round(2).tolist())
+try:
+    nprcnn.use("cuda-on-cpu")                             # this one does need a compiler
+except BackendError as error:
+    print(error)
+"""
+bare = {name: value for name, value in os.environ.items() if name not in ("PATH", "CXX", "CC")}
+bare |= {"PATH": "", "NPRCNN_KERNELS": "numpy", "PYTHONPATH": str(Path(nprcnn.__file__).parents[1])}
+answer = subprocess.run([sys.executable, "-c", PROGRAM], env=bare, capture_output=True, text=True, check=True).stdout
+boxes, message = answer.split("\n", 1)
+there = np.array(boxes.split(), float).reshape(-1, 4)
+assert there.shape == result.boxes.shape and np.abs(there - result.boxes).max() < 0.02        # printed with two digits
+print(f"without any compiler: {len(there)} detections, the boxes of above to {np.abs(there - result.boxes).max():.3f} pixels")
+print("asked for the CUDA files on the CPU, which are compiled:", message.strip(), sep="\n")
+
+# %% [markdown]
+# If you do meet such an error elsewhere: it is not about the network. Read the *first* error, not the last; compare the versions of compiler,
+# framework and CUDA with those that the repository names; or look whether the framework has the operation itself by now, as torchvision
+# has `roi_align` and `nms`.
 #
 # ## Exercises: a quiz
 #

@@ -77,7 +77,7 @@ def check_decode_backward(yours):
     def right(dboxes, cache, place=1, limit=True, half=0.5, centre=1, sign=1):
         deltas, wa, ha, w, h = cache
         dx1, dy1, dx2, dy2 = dboxes.T
-        gates = (deltas[:, 2:] < LIMIT).T if limit else (1, 1)
+        gates = [below if limit in (True, side) else 1 for side, below in zip("wh", (deltas[:, 2:] < LIMIT).T)]
         units = ((w, h), (wa, ha), (1, 1))[place]
         return np.stack([(dx1 + dx2) * units[0] * centre, (dy1 + dy2) * units[1] * centre,
                          sign * (dx2 - dx1) * half * w * gates[0], sign * (dy2 - dy1) * half * h * gates[1]], axis=1)
@@ -87,6 +87,7 @@ def check_decode_backward(yours):
          "the first bug is still there: x = x_a + d_x w_a moves with d_x by the *anchor's* width, and not by the box's."),
         (lambda d, c: right(d, c, limit=False),
          "the second bug is still there: above the limit d_w has no effect on the box, so its gradient is 0 there."),
+        (lambda d, c: right(d, c, limit="w"), "d_h is cut at the limit as well as d_w: its gradient is 0 beyond it, too."),
         (lambda d, c: right(d, (*c[:3], *(c[k] * np.exp(c[0][:, k + 1]) for k in (1, 2))), limit=False),
          "the limit is missing: beyond it w does not grow any more with d_w, so the gradient of d_w is 0 there."),
         (lambda d, c: right(d, c, place=2), "d_x and d_y lack a factor: x moves by w_a for each d_x."),

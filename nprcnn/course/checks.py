@@ -51,22 +51,26 @@ def compare(exercise, yours, reference, cases, outputs, mistakes=()):
     for name, args in cases:
         with np.errstate(all="ignore"):
             problem = _try(yours, reference, args, outputs, mistakes)
-        if problem == "unsolved":
-            return Result(exercise, False, f"{exercise}: not solved yet. Fill in the function, then run this cell again.")
+        if problem.startswith("unsolved"):
+            return Result(exercise, False, f"{exercise}: not solved yet. Fill in the function, then run this cell again."
+                          + problem.removeprefix("unsolved"))
         if problem:
             return Result(exercise, False, f"{exercise}: not right yet (case: {name}).\n{problem}")
     return Result(exercise, True, f"{exercise}: passed, all {len(cases)} cases.")
 
 
 def _try(yours, reference, args, outputs, mistakes):
-    """What is wrong in one case: "" for nothing, "unsolved" for a stub."""
+    """What is wrong in one case: "" for nothing, "unsolved" and perhaps where for a stub."""
     given = copy.deepcopy(args)
     try:
         got = yours(*given)
     except NotImplementedError:
         return "unsolved"
     except Exception as error:     # whatever the student's code raises is shown, not raised
-        return _describe_error(error, yours)
+        line = _line_of(error, yours)
+        if "ellipsis" in str(error):
+            return f"unsolved\n  A ... is left. It is first needed in the line   {line}"
+        return f"  It raises {type(error).__name__}: {error}" + (f"\n  in the line   {line}" if line else "")
     if isinstance(got, list) and len(outputs) == 1 and len(got) and not np.ndim(got[0]):
         got = (got,)               # a list of numbers is as good as an array
     got = tuple(got) if isinstance(got, (tuple, list)) else (got,)
@@ -150,12 +154,11 @@ def _simple(factor):
     return any(abs(f - round(f)) < 1e-9 and 1 <= abs(round(f)) <= 16 for f in (factor, 1 / factor if factor else 0.0))
 
 
-def _describe_error(error, function):
-    """The exception, and the line of the student's function that it came from."""
+def _line_of(error, function):
+    """The line of the student's function that an exception came from, "" if it is not to be found."""
     code = getattr(function, "__code__", None)
     frames = [f for f in traceback.extract_tb(error.__traceback__) if code and f.filename == code.co_filename]
-    where = f"\n  in the line   {linecache.getline(frames[-1].filename, frames[-1].lineno).strip()}" if frames else ""
-    return f"  It raises {type(error).__name__}: {error}{where}"
+    return linecache.getline(frames[-1].filename, frames[-1].lineno).split("  #")[0].strip() if frames else ""
 
 
 def _arrays(thing):

@@ -79,6 +79,11 @@ def check_grad_x_by_convolution(yours):
         w = w[:, :, ::turn, ::turn]
         return conv2d(spread, w.swapaxes(0, 1) if swap else w, None, 1, k - 1 - padding if pad is None else pad)
 
+    def copied(dy, w, x_shape, stride, padding):
+        dz = dy.repeat(stride, axis=2).repeat(stride, axis=3)
+        dz = dz[:, :, :x_shape[2] + 2 * padding - w.shape[2] + 1, :x_shape[3] + 2 * padding - w.shape[2] + 1]
+        return answer(dz, w, x_shape, 1, padding)
+
     mistakes = [
         (lambda *a: answer(*a, turn=1), "the filters are not turned round: w[:, :, ::-1, ::-1]."),
         (lambda *a: answer(*a, swap=False) if a[1].shape[0] == a[1].shape[1] else None,
@@ -88,6 +93,7 @@ def check_grad_x_by_convolution(yours):
         (lambda *a: answer(*a, rest=False),
          "the last rows or columns are missing: with a stride, the last window may end before the last pixel. Make the "
          "spread-out dy as large as the output would be with stride 1."),
+        (copied, "dy is copied to the places in between. No output kept them, so their gradient is 0."),
     ]
     rng = np.random.default_rng(5)
     cases = []

@@ -100,12 +100,14 @@ def check_anchor_place(yours):
 
 def check_iou_backward(yours):
     """iou_backward(dy (n,), (a, b, sides, inter, union)) -> da (n, 4) of the IoU of pairs in notebook 07."""
-    def right(dy, cache, union_path=1, area_path=1, inter_path=1, choose=True, meet=True, low_sign=-1, other=True):
+    def right(dy, cache, union_path=1, area_path=1, inter_path=1, choose=True, meet=True, low_sign=-1, other=True,
+              slope=-1, turned=False):
         a, b, sides, inter, union = cache
-        d_union = -dy * inter / union ** 2
+        d_union = slope * dy * inter / union ** 2
         d_inter = inter_path * (dy / union - union_path * d_union)
         d_sides = d_inter[:, None] * (sides[:, ::-1] if other else sides) * ((sides > 0) if meet else 1)
         low, high = (a[:, :2] > b[:, :2], a[:, 2:] < b[:, 2:]) if choose else (1, 1)
+        low, high = (~low, ~high) if turned else (low, high)
         d_own = area_path * d_union[:, None] * (a[:, 2:] - a[:, :2])[:, ::-1]
         return np.concatenate([low_sign * d_sides * low - d_own, d_sides * high + d_own], axis=1)
 
@@ -121,6 +123,9 @@ def check_iou_backward(yours):
         (lambda dy, c: right(dy, c, inter_path=0), "the path through the intersection is missing."),
         (lambda dy, c: right(dy, c, choose=False),
          "the gradient of max and min goes to a only where a is the one that was chosen. Elsewhere the edge is b's."),
+        (lambda dy, c: right(dy, c, turned=True),
+         "the two conditions are turned round: max takes a's corner where a is larger, min where it is smaller."),
+        (lambda dy, c: right(dy, c, slope=1), "a larger union makes the IoU smaller: d_union needs a minus."),
         (lambda dy, c: right(dy, c, meet=False),
          "boxes that do not meet get a gradient. A side that was cut at 0 passes none back: only where sides > 0."),
         (lambda dy, c: right(dy, c, low_sign=1), "sides = high - low: the gradient comes to low with a minus."),

@@ -102,6 +102,7 @@ def check_group_norm_backward(yours):
         (lambda dy, c: (right(dy, c, mean=(n := dy[0].size // c[3]), var=n)[0], None, None),
          "sums stand where means should: divide by M, the numbers of a group, as (5) does."),
         (only_dx(scale=False), "dx lacks the factor s = 1 / standard deviation."),
+        (only_dx(axis=(1, 2)), "the means run over all groups of an image. Each row of (N, G, M) has its own: axis=2."),
         (only_dx(axis=(0, 2)), "the means run over the images as well. Group norm's statistics belong to one image."),
         (lambda dy, c: (None, dy.sum(axis=(0, 2, 3)), None), "dweight lacks xhat: y = xhat * weight + bias."),
         (lambda dy, c: (None, (dy * c[0]).sum(axis=(2, 3)), dy.sum(axis=(2, 3))),

@@ -62,12 +62,12 @@ def check_match_fair(yours):
 
 def check_focal_backward(yours):
     """focal_backward(dy, (z, t, gamma)) -> dz of the focal loss in notebook 06."""
-    def right(dy, cache, product=True, mirror=True, slope=False, normalizer=None, weight=True, sign=True, by=None):
+    def right(dy, cache, product=True, factor=True, second=1, mirror=True, slope=False, normalizer=None, weight=True, sign=True, by=None):
         z, t, gamma = cache
         s = np.where(t == 1, 1, -1)
         p = sigmoid(s * z)                                        # of the true answer
         log_p = -np.logaddexp(0, -s * z)
-        dz = (1 - p) ** gamma * ((gamma * p * log_p if product else 0) + p - 1)
+        dz = (1 - p) ** gamma * ((gamma * (p if factor else 1) * log_p if product else 0) + second * (p - 1))
         if not weight:
             dz = p - 1
         if slope:
@@ -79,6 +79,10 @@ def check_focal_backward(yours):
         (lambda dy, c: right(dy, c, product=False),
          "the weight (1 - p)^gamma is taken as a constant. It depends on z too: product rule, the second term is "
          "missing."),
+        (lambda dy, c: right(dy, c, factor=False),
+         "a factor p is missing in the bracket's first term: the sigmoid's slope p (1 - p) multiplies both terms."),
+        (lambda dy, c: right(dy, c, second=-1),
+         "the bracket's second term has the wrong sign: f has a minus, and the slope of log p is 1 / p."),
         (lambda dy, c: right(dy, c, weight=False),
          "that is the gradient of the plain cross-entropy: the weight (1 - p)^gamma is missing."),
         (lambda dy, c: right(dy, c, mirror=False),

@@ -65,18 +65,24 @@ check_conv_transpose(conv_transpose)
 # With stride $s$, $y = z[:, :, ::s, ::s]$, where $z$ is the output with stride 1. So first slice → scatter: `dy`
 # goes into an array of zeros of z's shape, $s$ apart. Then equation (5).
 #
-# The shape of $z$ is the catch. It has $H + 2p - K + 1$ rows. That can be more than $(OH - 1) s + 1$: the rows
-# after the last one that was kept. They are zeros, but they must be there, or `dx` comes out too small.
+# $z$ has $H + 2p - K + 1$ rows. That can be more than $(OH - 1) s + 1$: the rows after the last one that was kept.
+# They get no gradient, but they must be there, or `dx` comes out too small.
 
 # %%
+def out_size(size, kernel, stride=1, padding=0):
+    return (size + 2 * padding - kernel) // stride + 1
+
 def grad_x_by_convolution(dy, w, x_shape, stride, padding):
     N, C, H, W = x_shape
-    K = w.shape[2]
-    dz = np.zeros((N, dy.shape[1], H + 2 * padding - K + 1, W + 2 * padding - K + 1))
+    O, C, K, K = w.shape
+    z_shape = N, O, out_size(H, K, 1, padding), out_size(W, K, 1, padding)
     # forward: y = z[:, :, ::stride, ::stride]
+    dz = np.zeros(z_shape)
     dz[:, :, ::stride, ::stride] = dy
-    # forward: z = conv2d(x, w) with stride 1
-    return conv2d(dz, w[:, :, ::-1, ::-1].swapaxes(0, 1), padding=K - 1 - padding)
+    # forward: z = conv2d(x, w, padding=padding), with stride 1; equation (5)
+    turned = w[:, :, ::-1, ::-1].swapaxes(0, 1)
+    dx = conv2d(dz, turned, padding=K - 1 - padding)
+    return dx
 
 check_grad_x_by_convolution(grad_x_by_convolution)
 

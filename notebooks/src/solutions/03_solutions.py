@@ -69,10 +69,9 @@ check_halving_backward(halving_backward)
 # %% [markdown]
 # ## Exercise 3: group norm
 #
-# From the end: `dbias` and `dweight` sum over all that a channel's number serves, images and pixels. Then `dxhat =
-# dy * weight`, and from there equation (4) group by group: minus the mean, minus `xhat` times the mean of `dxhat *
-# xhat`, all times `s`. In batch norm the weight is the same for all numbers that share a mean, so it could stand in
-# front. Here it cannot.
+# From the end: `dxhat = dy * weight`, and from there equation (4) row by row: minus the mean, minus `xhat` times the mean
+# of `dxhat * xhat`, all times `s`. In batch norm the weight is the same for all numbers that share a mean, so it can
+# stand in front. Here it cannot.
 
 # %%
 def group_norm_forward(x, weight, bias, groups, eps=1e-5):
@@ -85,12 +84,12 @@ def group_norm_forward(x, weight, bias, groups, eps=1e-5):
 def group_norm_backward(dy, cache):
     xhat, weight, s, groups = cache
     N, C, H, W = dy.shape
-    # forward: y = xhat * weight + bias
+    # forward: y = xhat * weight + bias, with a weight and a bias for all images and pixels of a channel
     dbias = dy.sum(axis=(0, 2, 3))
     dweight = (dy * xhat).sum(axis=(0, 2, 3))
-    d = (dy * weight[:, None, None]).reshape(N, groups, -1)                # dxhat, (N, G, M)
-    h = xhat.reshape(N, groups, -1)
-    # forward: xhat = (g - mean) * s; equation (4), its three paths
+    dxhat = dy * weight[:, None, None]
+    # forward: xhat = (g - mean) * s, row by row; equation (4), its three paths
+    d, h = dxhat.reshape(N, groups, -1), xhat.reshape(N, groups, -1)
     dg = s * (d - d.mean(axis=2, keepdims=True) - h * (d * h).mean(axis=2, keepdims=True))
     return dg.reshape(dy.shape), dweight, dbias
 

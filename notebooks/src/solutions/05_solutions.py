@@ -51,12 +51,12 @@ check_iou_matrix(iou_matrix)
 # %% [markdown]
 # ## Exercise 3: find two bugs
 #
-# One element at a time, for a single box, the columns of $d_x$ and $d_y$ come out wrong. Forward is $x = x_a +
-# d_x w_a$: the slope is the **anchor's** width, and the buggy line took the box's.
+# With (0.1, -0.2, 0.3, 0.7) the columns of $d_x$ and $d_y$ come out wrong, too large by $e^{0.3}$ and $e^{0.7}$. Forward
+# is $x = x_a + d_x w_a$: the slope is the **anchor's** width, and the buggy line took the box's.
 #
-# With that mended the check passes. But a line of the forward has left no trace: `np.minimum(dw, LIMIT)`. Where
-# $d_w$ is above the limit it does not move the box, so its gradient is 0. The check sees it once some deltas
-# are beyond the limit (and none close to it: there is a kink).
+# With that mended ordinary deltas pass. But a part of the forward has left no trace: `np.minimum(dw, LIMIT)`. Where
+# $d_w$ is above the limit it does not move the box, so its gradient is 0. Deltas beyond the limit show it (none close to
+# it: there is a kink).
 
 # %%
 LIMIT = np.log(1000 / 16)
@@ -73,7 +73,6 @@ def decode_forward(deltas, anchors):
 def decode_backward(dboxes, cache):
     deltas, wa, ha, w, h = cache
     dx1, dy1, dx2, dy2 = dboxes.T
-    # forward: x1 = x - w / 2, x2 = x + w / 2
     dx, dy = dx1 + dx2, dy1 + dy2
     dw, dh = (dx2 - dx1) / 2, (dy2 - dy1) / 2
     # forward: x = xa + dx * wa, w = wa * exp(min(dw, LIMIT))

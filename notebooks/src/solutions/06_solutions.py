@@ -28,11 +28,10 @@ def match_fair(iou, high, low):
     claim = np.zeros(T)
     for g in range(G):
         chosen = (iou[g] == iou[g].max()) & (iou[g] > claim)
-        matched[chosen] = g
-        claim[chosen] = iou[g, chosen]
+        matched[chosen], claim[chosen] = g, iou[g, chosen]
     return matched
 
-print(match_fair(np.array([[0.8, 0.9, 0.1], [0.6, 0.1, 0.2]]), 0.7, 0.3), " anchor 0 is target 1's")
+print(match_fair(np.array([[0.6, 0.6, 0.1, 0.4], [0.65, 0.2, 0.2, 0.3]]), 0.7, 0.3))
 check_match_fair(match_fair)
 
 # %% [markdown]
@@ -41,13 +40,11 @@ check_match_fair(match_fair)
 #
 # ## Exercise 2: focal loss, backward
 #
-# One positive, with $p = \sigma(z)$, $dp/dz = p (1 - p)$:
+# $$\frac{df}{dp} = \gamma (1 - p)^{\gamma - 1} \log p - \frac{(1 - p)^\gamma}{p}, \qquad
+# p (1 - p) \frac{df}{dp} = (1 - p)^\gamma \cdot \bigl[\gamma\, p \log p + p - 1\bigr] .$$
 #
-# $$\frac{dL}{dp} = \gamma (1 - p)^{\gamma - 1} \log p - \frac{(1 - p)^\gamma}{p}, \qquad
-# \frac{dL}{dz} = (1 - p)^\gamma \bigl(\gamma\, p \log p + p - 1\bigr) .$$
-#
-# With $\gamma = 0$ that is $p - 1$, the cross-entropy's. A negative is a positive with $-z$ in place of $z$, so its
-# gradient changes the sign once more.
+# With $\gamma = 0$ that is $p - 1$, the cross-entropy's. Inside the sigmoid stands $s z$, so the chain rule adds a factor
+# $s$: a negative is a positive with $-z$ in place of $z$.
 
 # %%
 def focal_forward(z, t, gamma):
@@ -58,12 +55,13 @@ def focal_forward(z, t, gamma):
 
 def focal_backward(dy, cache):
     z, t, gamma = cache
-    s = 2 * t - 1
+    s, P = 2 * t - 1, max(t.sum(), 1)
     log_p = -np.logaddexp(0, -s * z)
     p = np.exp(log_p)
+    bracket = gamma * p * log_p + p - 1
     # forward: -(1 - p)^gamma log p, p = sigmoid(s z)
-    dz = s * (1 - p) ** gamma * (gamma * p * log_p + p - 1)
-    return dy * dz / max(t.sum(), 1)
+    dz = dy / P * s * (1 - p) ** gamma * bracket
+    return dz
 
 z, t = rng.standard_normal(8), (np.arange(8) < 3).astype(float)
 row, = check_gradients(focal_forward, focal_backward, (z, t, 2.0), wrt=[0])

@@ -76,13 +76,15 @@ def iou_backward(dy, cache):
     # forward: iou = inter / union, union = area_a + area_b - inter
     d_union = -dy * inter / union ** 2
     d_inter = dy / union - d_union
-    # forward: inter = sides[:, 0] * sides[:, 1], sides = max(high - low, 0)
+    # forward: inter = width * height, and a side that was cut at 0 passes nothing back
     d_sides = d_inter[:, None] * sides[:, ::-1] * (sides > 0)
-    # forward: low = max(a, b), high = min(a, b)
-    d_low, d_high = -d_sides * (a[:, :2] > b[:, :2]), d_sides * (a[:, 2:] < b[:, 2:])
-    # forward: area_a = width * height, both the difference of two corners
+    # forward: sides = high - low, low = max(a, b), high = min(a, b)
+    low_is_of_a = a[:, :2] > b[:, :2]
+    high_is_of_a = a[:, 2:] < b[:, 2:]
+    da_low, da_high = -d_sides * low_is_of_a, d_sides * high_is_of_a
+    # forward: area_a = width * height of a, each the difference of two corners
     d_own = d_union[:, None] * (a[:, 2:] - a[:, :2])[:, ::-1]
-    return np.concatenate([d_low - d_own, d_high + d_own], axis=1)
+    return np.concatenate([da_low - d_own, da_high + d_own], axis=1)
 
 corner, side = rng.uniform(0, 20, (8, 2)), rng.uniform(10, 40, (8, 2))
 a = np.concatenate([corner, corner + side], axis=1)

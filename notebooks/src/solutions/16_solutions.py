@@ -39,15 +39,17 @@ check_settle(settle)
 # %% [markdown]
 # ## Exercise 3: the fewest barriers
 #
-# What do threads read that another thread has written?
+# First the rows of the table, without the loop:
 #
-# - `diagonal`: 64 threads write it in line 8, thread 0 reads it in line 12. A barrier after 8.
-# - `kept`: thread 0 writes it in line 13, everybody reads it in lines 15 and 18. A barrier after 14.
-# - `removed`: written in lines 5 and 18, read by thread 0 in line 10 and by its next owner in line 18. The barrier after line 8, in the
-#   next turn of the loop, lies between.
-# - And the other way round, what is overwritten while somebody may still read? `diagonal` is written again in the next turn; thread 0
-#   has read it before the barrier after 14. `kept` is written again after the next turn's barrier after 8.
+# - `diagonal`: from line 8 to line 12. A barrier after 8.
+# - `kept`: from line 13 to lines 15 and 18. A barrier after 14.
+# - `removed`: from line 5 to line 10. The barrier after 8 is on the way.
 #
+# Then round the loop: `removed` from line 18 to lines 10 and 18 of the next turn. The barrier after 8 is on the way again.
+#
+# And what is overwritten while somebody may still read? `diagonal` is written again in the next turn; thread 0 has read it
+# before the barrier after 14. `kept` is written again after the next turn's barrier after 8.
+
 # So two are enough. One at the end of the loop orders nothing that is not in order already.
 
 # %%

@@ -41,14 +41,17 @@ check_labels_of_ids(labels_of_ids)
 # What was missing: a cut object gets a box around what its mask still shows, and an object without a pixel left goes.
 
 # %%
+def box_around(mask):
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    return columns[0], rows[0], columns[-1] + 1, rows[-1] + 1
+
 def crop_target(boxes, masks, window):
     left, top, right, bottom = window
     moved = boxes - np.array([left, top, left, top])
     masks = masks[:, top:bottom, left:right]
     boxes = np.clip(moved, 0, [right - left, bottom - top, right - left, bottom - top])
     for i in np.flatnonzero((boxes != moved).any(axis=1) & masks.any(axis=(1, 2))):     # the cut ones
-        rows, columns = np.flatnonzero(masks[i].any(axis=1)), np.flatnonzero(masks[i].any(axis=0))
-        boxes[i] = columns[0], rows[0], columns[-1] + 1, rows[-1] + 1
+        boxes[i] = box_around(masks[i])
     keep = masks.any(axis=(1, 2))
     return boxes[keep], masks[keep]
 
