@@ -6,7 +6,7 @@ from threadpoolctl import threadpool_info
 
 pytest.importorskip("numba")
 
-from nprcnn import backend  # noqa: E402
+from nprcnn import backend, get_num_threads, set_num_threads  # noqa: E402
 
 backend.kernel_set("numba")
 from nprcnn.kernels.cpu import workers  # noqa: E402
@@ -15,6 +15,8 @@ from nprcnn.kernels.cpu import workers  # noqa: E402
 @pytest.fixture
 def three_threads(monkeypatch):
     monkeypatch.setattr(workers, "get_num_threads", lambda: 3)
+    yield
+    set_num_threads(get_num_threads())      # BLAS was left with three: other tests' sums would be rounded otherwise
 
 
 def test_every_task_is_done_once(three_threads):
@@ -55,7 +57,6 @@ def test_an_exception_arrives_and_ends_the_rest(three_threads):
 
 
 def test_blas_has_one_thread_while_work_is_shared_and_its_own_afterwards():
-    from nprcnn import get_num_threads, set_num_threads
     import os
     if (os.cpu_count() or 1) < 2:
         pytest.skip("one processor")

@@ -7,7 +7,7 @@
 #
 # **You need:** notebook [01](01_what_a_backward_pass_is.ipynb) (pairs, the four rules, `check_gradients`). **You
 # will be able to:** say the output shape of any convolution, write its forward and backward pass, and estimate
-# what a layer costs in memory and multiplications. About 90 minutes with the exercises.
+# what a layer costs in memory and multiplications. About 80 minutes with the exercises.
 #
 # ## Where we are
 #

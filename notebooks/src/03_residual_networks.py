@@ -9,7 +9,7 @@
 # **You need:** notebooks [01](01_what_a_backward_pass_is.ipynb) (pairs, the four rules) and
 # [02](02_convolution.ipynb) (`conv2d`, shapes, counting). **You will be able to:** write each of the four forward
 # and backward, say what the short cut is good for and show it, and count the parameters and multiplications of any
-# backbone. About 100 minutes with the exercises.
+# backbone. About 85 minutes with the exercises.
 #
 # ## Where we are
 #

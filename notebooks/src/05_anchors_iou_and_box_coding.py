@@ -9,7 +9,7 @@
 #
 # **You need:** NumPy with broadcasting; notebook [01](01_what_a_backward_pass_is.ipynb) for the gradient
 # checks. **You will be able to:** write the anchors of any pyramid, compute IoU, turn boxes into deltas and
-# back, and see from a histogram whether a set of anchors suits a set of objects. About 75 minutes with the
+# back, and see from a histogram whether a set of anchors suits a set of objects. About 65 minutes with the
 # exercises.
 #
 # ## Where we are

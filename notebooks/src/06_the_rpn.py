@@ -9,7 +9,7 @@
 #
 # **You need:** notebooks [01](01_what_a_backward_pass_is.ipynb) (pairs, the four rules), [02](02_convolution.ipynb)
 # (1x1 and 3x3) and [05](05_anchors_iou_and_box_coding.ipynb) (anchors, IoU, deltas). **You will be able to:** write
-# the RPN's head, targets and losses, forward and backward, and say what each of its thresholds is for. About 90
+# the RPN's head, targets and losses, forward and backward, and say what each of its thresholds is for. About 75
 # minutes with the exercises.
 #
 # ## Where we are
@@ -569,6 +569,9 @@ print(f"sum of the five, norm {np.linalg.norm(total):.1e}, "
 assert np.abs(total - theirs).max() < 1e-6
 
 # %% [markdown]
+# Nearly all pixels of those maps have a gradient of exactly 0, and a product with 0 need not be made. On large images nprcnn's
+# backward pass therefore visits the pixels of sampled anchors alone: `RPNHead._backward_at`, with `nprcnn/ops/conv_at.py`.
+#
 # ## 7  Does it learn?
 #
 # Everything is in place, so let us train: a **new** head, with random weights, on the features of the trained

@@ -11,7 +11,7 @@
 #
 # **You need:** notebooks [05](05_anchors_iou_and_box_coding.ipynb) (IoU, deltas) and [06](06_the_rpn.ipynb)
 # (objectness, the long list of anchors). **You will be able to:** write NMS and say what its threshold does, explain
-# why it runs level by level, and answer "where does this detection come from?" with a number. About 75 minutes with
+# why it runs level by level, and answer "where does this detection come from?" with a number. About 60 minutes with
 # the exercises.
 #
 # ## Where we are

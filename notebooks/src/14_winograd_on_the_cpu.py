@@ -599,7 +599,8 @@ for name, x_shape, w_shape in (("bottleneck, 64", (1, 64, 200, 304), (64, 64, 3,
 # %% [markdown]
 # For the record, all 81 convolutions of `maskrcnn_resnet50_fpn` at 800 x 1216, with bias and ReLU, one thread on an x86-64
 # server with AVX2, processor time, PyTorch 2.13 (oneDNN, direct convolution) in the same process in turns. This table is
-# from an earlier run; no cell of this notebook computes it, and its times do not compare with those above.
+# from an earlier run; no cell of this notebook computes it, and its times do not compare with those above. It is older than the
+# product of `conv_product.py`, with which the 3x3 layers take .87 of these times and all layers together .92 (measured since).
 #
 # | kind | layers | nprcnn | PyTorch | ratio |
 # |---|---|---|---|---|
