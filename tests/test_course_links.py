@@ -4,8 +4,8 @@ import functools
 import re
 from pathlib import Path
 
-import nbformat
 import pytest
+from course_files import read_cells
 
 ROOT = Path(__file__).parents[1]
 COURSE = ROOT / "notebooks"
@@ -23,9 +23,9 @@ def without_code(text):
 @functools.cache
 def words_of(path):
     """The text of a Markdown page, of a notebook's Markdown cells, or of those of its text form."""
-    text = path.read_text(encoding="utf-8")
     if path.suffix == ".ipynb":
-        return "\n\n".join(cell.source for cell in nbformat.reads(text, as_version=4).cells if cell.cell_type == "markdown")
+        return "\n\n".join(cell["source"] for cell in read_cells(path) if cell["cell_type"] == "markdown")
+    text = path.read_text(encoding="utf-8")
     if path.suffix == ".py":
         cells = [cell for cell in re.split(r"^# %% ?", text, flags=re.M) if cell.startswith("[markdown]")]
         return "\n\n".join(re.sub(r"^# ?", "", cell.removeprefix("[markdown]\n"), flags=re.M) for cell in cells)

@@ -1,5 +1,6 @@
 """The loader, with processes that are really started and really killed."""
 
+import functools
 import os
 import signal
 import subprocess
@@ -229,8 +230,10 @@ def main():
 def start_script(tmp_path, text):
     path = tmp_path / "script.py"
     path.write_text(text)
+    # A shell's background jobs ignore Ctrl-C, and so would their children: these tests may run in one
+    listen = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL) if os.name == "posix" else None
     return subprocess.Popen([sys.executable, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                            start_new_session=True, env={**os.environ, "PYTHONPATH": str(Path(nprcnn.__file__).parent.parent)})
+                            start_new_session=True, preexec_fn=listen, env={**os.environ, "PYTHONPATH": str(Path(nprcnn.__file__).parent.parent)})
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes in /proc")
