@@ -18,7 +18,7 @@ HELD_OUT = 200  # scenes that the full recipe is measured on
 FULL = dict(steps=10_000, batch_size=4, lr=0.01, warmup_steps=200, drops=(0.7, 0.9))
 SAVE_EVERY = 500  # steps
 
-DEMO = dict(steps=1200, batch_size=4, lr=0.01, warmup_steps=40, drops=(0.8,))
+DEMO = dict(steps=1000, batch_size=4, lr=0.01, warmup_steps=40, drops=(0.8,))
 DEMO_MODEL = dict(min_size=96, width=16, blocks=(1, 1, 1, 1), fpn_channels=32, mask_channels=(32, 32))
 DEMO_HELD_OUT = 50
 

@@ -262,8 +262,9 @@ new = evaluate(runs["rate 0.005"]["model"], Shapes.held_out(30, "easy", size=64)
 print(f"AP50 of the boxes: {runs['rate 0.005']['box']:.2f} on the four scenes, {new['bbox']['AP50']:.2f} on new ones")
 
 # %% [markdown]
-# Back to the curves. Each loss has its own life. The objectness falls first: most anchors are background, and "nothing here" is quickly
-# learnt. The box head's box loss *rises*: the more of its RoIs are near an object, the more boxes it is asked to place.
+# Back to the curves. Each loss has its own life. The class loss falls first: most RoIs are background, and "nothing here" is quickly
+# learnt. The objectness follows, for most anchors are background, too. The box head's box loss *rises* at last: the more of its RoIs are
+# near an object, the more boxes it is asked to place.
 # And the four scenes are not known quite by heart: there are doubles, and the pictures show scores from 0.5 on only.
 #
 # ## 5  The learning rate
