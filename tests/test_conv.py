@@ -1,3 +1,6 @@
+import ctypes
+import mmap
+import sys
 import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
@@ -220,6 +223,38 @@ def test_the_choice():
             ("direct", (1, 256, 50, 76), (256, 1, 3, 3), dict(padding=1, groups=256)),
             ("pointwise", (1, 256, 200, 304), (64, 256, 1, 1), {})):
         assert choose_algorithm(x_shape, w_shape, **options) == want
+
+
+def fenced(a, at_end):
+    """A copy of `a` that lies between two pages that nobody may touch, right behind the first or right before the second: one number too far,
+    and the process dies. (The other way round the fence is up to a page away.)"""
+    page = mmap.PAGESIZE
+    size = -(-a.nbytes // page) * page
+    memory = mmap.mmap(-1, size + 2 * page)
+    address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    libc = ctypes.CDLL(None, use_errno=True)
+    for fence in (address, address + page + size):
+        assert libc.mprotect(ctypes.c_void_p(fence), ctypes.c_size_t(page), 0) == 0
+    start = page + (size - a.nbytes if at_end else 0)
+    copy = np.frombuffer(memory, a.dtype, a.size, start).reshape(a.shape)
+    copy[...] = a
+    return copy
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="mprotect by ctypes")
+@pytest.mark.parametrize("at_end", [False, True], ids=["at the start", "at the end"])
+@pytest.mark.parametrize("shape", [(1, 32, 30, 30), (2, 128, 9, 7), (9, 33, 14, 14)])
+@pytest.mark.parametrize("padding", [0, 1])
+def test_nothing_outside_of_the_arrays_is_read_or_written(shape, padding, at_end, kernels):
+    """Compiled loops with vectors do not check an index. A mistake kills the whole test run, and the last test named is this one."""
+    rng = np.random.default_rng(0)
+    x, w = rng.standard_normal(shape).astype(np.float32), rng.standard_normal((shape[1] + 1, shape[1], 3, 3)).astype(np.float32)
+    y = kernels.conv2d(x, w, None, 1, padding)
+    dy = rng.standard_normal(y.shape).astype(np.float32)
+    x_, w_, dy_ = (fenced(a, at_end) for a in (x, w, dy))
+    np.testing.assert_array_equal(kernels.conv2d_fused(x_, w_, None, 1, padding, residual=dy_), kernels.conv2d_fused(x, w, None, 1, padding, residual=dy))
+    np.testing.assert_array_equal(kernels.conv2d_grad_x(dy_, w_, x.shape, 1, padding), kernels.conv2d_grad_x(dy, w, x.shape, 1, padding))
+    np.testing.assert_array_equal(kernels.conv2d_grad_w(dy_, x_, w.shape, 1, padding), kernels.conv2d_grad_w(dy, x, w.shape, 1, padding))
 
 
 def test_two_threads_do_not_share_scratch(kernels):

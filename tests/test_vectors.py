@@ -6,8 +6,8 @@ import pytest
 numba = pytest.importorskip("numba")
 
 from nprcnn.kernels.cpu.conv_product import PANEL, ROWS, multiply  # noqa: E402
-from nprcnn.kernels.cpu.vectors import (LANES, collect_2, collect_4, deal_2, deal_4, keep_lanes, load, number, relu,  # noqa: E402
-                                        set_number, store, zeros_like)
+from nprcnn.kernels.cpu.vectors import (HALF, LANES, collect_2, collect_4, gather, keep_where, load, load_half, number,  # noqa: E402
+                                        prefetch, relu, set_number, store, zeros_like)
 
 DTYPES = (np.float32, np.float64)
 
@@ -30,39 +30,61 @@ def test_arithmetic_is_that_of_numbers(dtype):
 
 
 @numba.njit
-def deal_and_collect(a, start, dealt, collected):
-    for k, vector in enumerate(deal_4(a, start)):
-        store(dealt, LANES * k, vector)
-    for k, vector in enumerate(collect_4(deal_4(a, start))):
-        store(collected, LANES * k, vector)
-    for k, vector in enumerate(deal_2(a, start)):
-        store(dealt, LANES * (4 + k), vector)
-    for k, vector in enumerate(collect_2(deal_2(a, start))):
-        store(collected, LANES * (4 + k), vector)
+def gather_eight(a, places, at, shift, out):
+    for k, vector in enumerate(gather(a, places, at, shift)):
+        store(out, LANES * k, vector)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_deal_takes_turns_and_collect_is_its_opposite(dtype):
-    a = np.arange(5 * LANES, dtype=dtype)
-    dealt, collected = np.zeros((2, 6 * LANES), dtype)
-    deal_and_collect(a, 3, dealt, collected)
-    four, two = a[3:3 + 4 * LANES], a[3:3 + 2 * LANES]
-    np.testing.assert_array_equal(dealt.reshape(6, LANES), [four[k::4] for k in range(4)] + [two[k::2] for k in range(2)])
-    np.testing.assert_array_equal(collected, np.concatenate([four, two]))
+def test_gather_makes_columns_of_rows_that_lie_anywhere(dtype):
+    rng = np.random.default_rng(0)
+    a, places = rng.standard_normal(100).astype(dtype), rng.integers(-3, 90, 2 + LANES)
+    out = np.zeros((HALF, LANES), dtype)
+    gather_eight(a, places, 2, 3, out.reshape(-1))
+    np.testing.assert_array_equal(out, a[places[2:] + 3 + np.arange(HALF)[:, None]])
 
 
 @numba.njit
-def keep(a, first, behind, out):
-    store(out, 0, keep_lanes(load(a, 0), first, behind))
+def collect_both(a, out):
+    for k, vector in enumerate(collect_4((load(a, 0), load(a, LANES), load(a, 2 * LANES), load(a, 3 * LANES)))):
+        store(out, LANES * k, vector)
+    for k, vector in enumerate(collect_2((load(a, 0), load(a, LANES)))):
+        store(out, LANES * (4 + k), vector)
 
 
-@pytest.mark.parametrize("first, behind", [(0, LANES), (-3, 5), (4, 99), (7, 7), (9, 2), (-5, -1), (3, 4)])
-def test_keep_lanes(first, behind):
-    a, out = np.full(LANES, np.nan, np.float32), np.ones(LANES, np.float32)
-    keep(a, first, behind, out)
-    lanes = np.arange(LANES)
-    np.testing.assert_array_equal(np.isnan(out), (first <= lanes) & (lanes < behind))
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_collect_goes_lane_by_lane(dtype):
+    a, out = np.arange(4 * LANES, dtype=dtype).reshape(4, LANES), np.zeros(6 * LANES, dtype)
+    collect_both(a.reshape(-1), out)
+    np.testing.assert_array_equal(out, np.concatenate([a.T.reshape(-1), a[:2].T.reshape(-1)]))
+
+
+@numba.njit
+def keep(a, mask, start, out):
+    store(out, 0, keep_where(load(a, 0), mask, start))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_keep_where(dtype):
+    rng = np.random.default_rng(0)
+    a, out, mask = np.full(LANES, np.nan, dtype), np.ones(LANES, dtype), rng.integers(0, 2, LANES + 5).astype(np.float32)
+    keep(a, mask, 5, out)
+    np.testing.assert_array_equal(np.isnan(out), mask[5:] == 1)
     assert not out[~np.isnan(out)].any()      # NaN outside is gone, not multiplied by 0
+
+
+@numba.njit
+def halves(a, out):
+    prefetch(a, -10 ** 9)                     # far outside: nothing happens
+    store(out, 1, relu(load_half(a, 2) * np.float32(2) - load_half(a, 0)))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_half_a_vector(dtype):
+    a, out = np.random.default_rng(0).standard_normal(HALF + 2).astype(dtype), np.zeros(HALF + 2, dtype)
+    halves(a, out)
+    np.testing.assert_allclose(out[1:-1], np.maximum(2 * a[2:] - a[:-2], 0), rtol=8 * np.finfo(dtype).eps)
+    assert out[0] == out[-1] == 0
 
 
 @numba.njit

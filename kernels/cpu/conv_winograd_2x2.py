@@ -15,8 +15,8 @@ from numba import njit
 
 from .checks import HALF, ZERO
 from .conv_product import PANEL, ROWS
-from .conv_tiles import CHUNK, SLACK, load_lines, store_lines
-from .vectors import collect_2, deal_2, load, store, zeros_like
+from .conv_tiles import CHUNK, find_runs, find_tiles, load_filters, load_tiles, near_an_end, store_lines
+from .vectors import LANES, collect_2, collect_4, load, number, set_number, store, zeros_like
 
 FASTMATH = {"contract"}  # fuse a product with a sum, nothing else
 
@@ -53,42 +53,48 @@ def _gt(u0, u1, u2, u3):
     return u0 + outer, HALF * (u1 - u2), outer + u3
 
 
-@njit(nogil=True, fastmath=FASTMATH, cache=True)
-def filters(w, U, start, stop):
-    """w (O, C, 3, 3) -> U (16, O / ROWS, C, ROWS): G g G^T, of the panels of output channels start .. stop - 1. Here a chunk is CHUNK
-    input channels."""
-    channels = w.shape[1]
-    for o in range(start * ROWS, stop * ROWS):
-        panel, row = o // ROWS, o % ROWS
-        if o >= len(w):
-            U[:, panel, :, row] = ZERO
-            continue
-        a = np.zeros((3, 3, CHUNK), w.dtype)
-        b = np.empty((4, 3, CHUNK), w.dtype)
-        e = np.empty((4, CHUNK), w.dtype)
-        for first in range(0, channels, CHUNK):
-            size = min(CHUNK, channels - first)
-            source = w[o, first:first + size]      # a slice, so that its index begins at 0: see conv_im2col._fill_columns
-            for c in range(size):
-                for i in range(3):
-                    for j in range(3):
-                        a[i, j, c] = source[c, i, j]
-            for j in range(3):
-                for c in range(CHUNK):
-                    b[0, j, c], b[1, j, c], b[2, j, c], b[3, j, c] = _g(a[0, j, c], a[1, j, c], a[2, j, c])
-            for i in range(4):
-                for c in range(CHUNK):
-                    e[0, c], e[1, c], e[2, c], e[3, c] = _g(b[i, 0, c], b[i, 1, c], b[i, 2, c])
-                for j in range(4):
-                    to = U[4 * i + j, panel, first:first + size]
-                    for c in range(size):
-                        to[c, row] = e[j, c]
-
-
 @njit(cache=True)
 def _four(numbers, start, step):
     """Four vectors, `step` numbers apart."""
     return (load(numbers, start), load(numbers, start + step), load(numbers, start + 2 * step), load(numbers, start + 3 * step))
+
+
+@njit(nogil=True, fastmath=FASTMATH, cache=True)
+def filters(w, U, start, stop):
+    """w (O, C, 3, 3) -> U (16, O / ROWS, C, ROWS): G g G^T, of the panels of output channels start .. stop - 1. Here the lanes are input
+    channels."""
+    channels, flat, to_flat = w.shape[1], w.reshape(-1), U.reshape(-1)
+    place_step, panel_step = U[0].size, U[0, 0].size
+    g, b, e = np.empty(9 * LANES, w.dtype), np.empty(12 * LANES, w.dtype), np.zeros(ROWS * 16 * LANES, w.dtype)
+    tail = np.empty(ROWS * LANES, w.dtype)
+    for panel in range(start, stop):
+        for first in range(0, channels, LANES):
+            count = min(LANES, channels - first)
+            for r in range(ROWS):
+                o, of_row = panel * ROWS + r, r * 16 * LANES
+                if o >= len(w):
+                    e[of_row:of_row + 16 * LANES] = ZERO
+                    continue
+                load_filters(flat, 9 * (o * channels + first), count, g)
+                for j in range(3):
+                    column = _g(load(g, j * LANES), load(g, (3 + j) * LANES), load(g, (6 + j) * LANES))
+                    for i in range(4):
+                        store(b, (3 * i + j) * LANES, column[i])
+                for i in range(4):
+                    row = _g(load(b, 3 * i * LANES), load(b, (3 * i + 1) * LANES), load(b, (3 * i + 2) * LANES))
+                    for j in range(4):
+                        store(e, of_row + (4 * i + j) * LANES, row[j])
+            for place in range(16):      # the ROWS numbers of a channel belong side by side
+                numbers = collect_4(_four(e, place * LANES, 16 * LANES))
+                to = place * place_step + panel * panel_step + first * ROWS
+                if count == LANES:
+                    for k in range(ROWS):
+                        store(to_flat, to + k * LANES, numbers[k])
+                else:
+                    for k in range(ROWS):
+                        store(tail, k * LANES, numbers[k])
+                    for k in range(count * ROWS):
+                        set_number(to_flat, to + k, number(tail, k))
 
 
 @njit(nogil=True, fastmath=FASTMATH, cache=True)
@@ -97,24 +103,22 @@ def inputs(x, V, place_step, panel_step, channel_step, first, tiles, ph, pw, out
 
     V : flat, in whichever order: a panel of PANEL tiles is at place * place_step + panel * panel_step + channel * channel_step
     """
-    flat = x.reshape(-1)
-    length = 2 * CHUNK + SLACK
-    lines = np.empty(8 * length, x.dtype)
-    b = np.empty(16 * PANEL, x.dtype)
+    flat, plane = x.reshape(-1), x.shape[2] * x.shape[3]
+    d = np.empty(16 * PANEL, x.dtype)
     for chunk in range(0, tiles, CHUNK):
         size = min(CHUNK, tiles - chunk)
+        places, masks = find_tiles(first + chunk, size, x.shape, out_h, out_w, 2, 4, ph, pw)
         for c in range(x.shape[1]):
-            load_lines(x, flat, c, first + chunk, size, 2, 4, ph, pw, out_h, out_w, lines)
-            for tile in range(0, size, PANEL):
+            careful = near_an_end(flat, places, c * plane)
+            for panel in range(-(-size // PANEL)):
+                load_tiles(flat, places, masks, panel, 4, c * plane, (c + 1) * plane, careful, d)
                 for i in range(4):
-                    d0, d1 = deal_2(lines, i * length + 2 * tile)
-                    d2, d3 = deal_2(lines, (4 + i) * length + 2 * tile)
-                    row = _bt(d0, d1, d2, d3)
+                    row = _bt(*_four(d, 4 * i * PANEL, PANEL))
                     for k in range(4):
-                        store(b, (4 * i + k) * PANEL, row[k])
-                to = (chunk + tile) // PANEL * panel_step + c * channel_step
+                        store(d, (4 * i + k) * PANEL, row[k])
+                to = (chunk // PANEL + panel) * panel_step + c * channel_step
                 for k in range(4):
-                    column = _bt(*_four(b, k * PANEL, 4 * PANEL))
+                    column = _bt(*_four(d, k * PANEL, 4 * PANEL))
                     for i in range(4):
                         store(V, to + (4 * i + k) * place_step, column[i])
 
@@ -127,12 +131,14 @@ def outputs(M, y, first, tiles, scale, shift, residual, has_residual, relu, susp
     """
     sums, flat, residual = M.reshape(-1), y.reshape(-1), residual.reshape(-1)
     place_step, panel_step = M[0].size, M[0, 0].size
-    length = 2 * CHUNK + SLACK
+    length = 2 * CHUNK
     lines = np.empty(2 * length, y.dtype)
+    runs = np.empty((CHUNK, 4), np.int64)
     b = np.empty(8 * PANEL, y.dtype)
     bad = np.empty(PANEL, y.dtype)
     for chunk in range(0, tiles, CHUNK):
         size = min(CHUNK, tiles - chunk)
+        count = find_runs(first + chunk, size, -(-y.shape[2] // 2), -(-y.shape[3] // 2), runs)
         for o in range(y.shape[1]):
             zero_or_nan = zeros_like(y)
             for tile in range(0, size, PANEL):
@@ -151,7 +157,7 @@ def outputs(M, y, first, tiles, scale, shift, residual, has_residual, relu, susp
             store(bad, 0, zero_or_nan)
             for t in range(PANEL):
                 suspect[o] += bad[t]
-            store_lines(lines, y, flat, o, first + chunk, size, 2, scale[o], shift[o], residual, has_residual, relu)
+            store_lines(lines, y, flat, o, runs, count, 2, scale[o], shift[o], residual, has_residual, relu)
 
 
 @njit(nogil=True, fastmath=FASTMATH, cache=True)
@@ -160,24 +166,24 @@ def output_gradients(dy, dM, first, tiles):
 
     T is `tiles` rounded up to whole panels; the tiles too many are 0.
     """
-    flat, to_flat = dy.reshape(-1), dM.reshape(-1)
+    flat, to_flat, plane = dy.reshape(-1), dM.reshape(-1), dy.shape[2] * dy.shape[3]
     place_step, channel_step = dM[0].size, dM.shape[2]
-    length = 2 * CHUNK + SLACK
-    lines = np.empty(2 * length, dy.dtype)
+    d = np.empty(4 * PANEL, dy.dtype)
     b = np.empty(8 * PANEL, dy.dtype)
     for chunk in range(0, tiles, CHUNK):
         size = min(CHUNK, tiles - chunk)
+        places, masks = find_tiles(first + chunk, size, dy.shape, dy.shape[2], dy.shape[3], 2, 2, 0, 0)
         for o in range(dy.shape[1]):
-            load_lines(dy, flat, o, first + chunk, size, 2, 2, 0, 0, dy.shape[2], dy.shape[3], lines)
-            for tile in range(0, size, PANEL):
+            careful = near_an_end(flat, places, o * plane)
+            for panel in range(-(-size // PANEL)):
+                load_tiles(flat, places, masks, panel, 2, o * plane, (o + 1) * plane, careful, d)
                 for i in range(2):
-                    d0, d1 = deal_2(lines, i * length + 2 * tile)
-                    row = _a(d0, d1)
+                    row = _a(load(d, 2 * i * PANEL), load(d, (2 * i + 1) * PANEL))
                     for k in range(4):
                         store(b, (4 * i + k) * PANEL, row[k])
-                to = o * channel_step + chunk + tile
+                to = o * channel_step + chunk + panel * PANEL
                 for k in range(4):
-                    column = _a(load(b, (0 + k) * PANEL), load(b, (4 + k) * PANEL))
+                    column = _a(load(b, k * PANEL), load(b, (4 + k) * PANEL))
                     for i in range(4):
                         store(to_flat, to + (4 * i + k) * place_step, column[i])
 

@@ -19,14 +19,14 @@ Below, each 1-d function is one matrix times a vector, with the common sums take
 import numpy as np
 from numba import njit
 
-from .checks import ZERO
+from .checks import HALF, ZERO
 from .conv_product import PANEL, ROWS
-from .conv_tiles import CHUNK, SLACK, load_lines, store_lines
-from .vectors import collect_4, deal_4, load, store, zeros_like
+from .conv_tiles import CHUNK, find_runs, find_tiles, load_filters, load_tiles, near_an_end, store_lines
+from .vectors import LANES, collect_4, load, number, prefetch, set_number, store, zeros_like
 
 FASTMATH = {"contract"}  # fuse a product with a sum, nothing else
 # Exact in float32, so that they serve both: float32 * float64 is float64, but float32 * the integer 4 would be float64 as well.
-TWO, FOUR, FIVE, SIX, EIGHT, TWELVE = (np.float32(k) for k in (2, 4, 5, 6, 8, 12))
+TWO, FOUR, FIVE, SIX, EIGHT, TWELVE, QUARTER = (np.float32(k) for k in (2, 4, 5, 6, 8, 12, .25))
 
 
 @njit(fastmath=FASTMATH, cache=True)
@@ -53,10 +53,11 @@ def _a(y0, y1, y2, y3):
 
 
 @njit(fastmath=FASTMATH, cache=True)
-def _g(g0, g1, g2):
-    """G g. Divisions, for 1/6 is no float32 number: so float64 stays exact to its own rounding."""
-    outer, outer2 = (g0 + g2) / -SIX, (g0 + FOUR * g2) / (TWO * TWELVE)
-    return g0 / FOUR, outer - g1 / SIX, outer + g1 / SIX, outer2 + g1 / TWELVE, outer2 - g1 / TWELVE, g2
+def _g(g0, g1, g2, sixth):
+    """G g. sixth : 1/6 in the dtype of g, for no float32 number is close enough to it for float64"""
+    outer, inner = sixth * (g0 + g2), sixth * g1
+    outer2, inner2 = sixth * QUARTER * (g0 + FOUR * g2), sixth * HALF * g1
+    return QUARTER * g0, ZERO - (outer + inner), inner - outer, outer2 + inner2, outer2 - inner2, g2
 
 
 @njit(fastmath=FASTMATH, cache=True)
@@ -67,36 +68,10 @@ def _gt(u0, u1, u2, u3, u4, u5):
             sum2 / SIX - sum1 / SIX + u5)
 
 
-@njit(nogil=True, fastmath=FASTMATH, cache=True)
-def filters(w, U, start, stop):
-    """w (O, C, 3, 3) -> U (36, O / ROWS, C, ROWS): G g G^T, of the panels of output channels start .. stop - 1. Here a chunk is CHUNK
-    input channels."""
-    channels = w.shape[1]
-    for o in range(start * ROWS, stop * ROWS):
-        panel, row = o // ROWS, o % ROWS
-        if o >= len(w):
-            U[:, panel, :, row] = ZERO
-            continue
-        a = np.zeros((3, 3, CHUNK), w.dtype)
-        b = np.empty((6, 3, CHUNK), w.dtype)
-        e = np.empty((6, CHUNK), w.dtype)
-        for first in range(0, channels, CHUNK):
-            size = min(CHUNK, channels - first)
-            source = w[o, first:first + size]      # a slice, so that its index begins at 0: see conv_im2col._fill_columns
-            for c in range(size):
-                for i in range(3):
-                    for j in range(3):
-                        a[i, j, c] = source[c, i, j]
-            for j in range(3):
-                for c in range(CHUNK):
-                    b[0, j, c], b[1, j, c], b[2, j, c], b[3, j, c], b[4, j, c], b[5, j, c] = _g(a[0, j, c], a[1, j, c], a[2, j, c])
-            for i in range(6):
-                for c in range(CHUNK):
-                    e[0, c], e[1, c], e[2, c], e[3, c], e[4, c], e[5, c] = _g(b[i, 0, c], b[i, 1, c], b[i, 2, c])
-                for j in range(6):
-                    to = U[6 * i + j, panel, first:first + size]
-                    for c in range(size):
-                        to[c, row] = e[j, c]
+@njit(cache=True)
+def _four(numbers, start, step):
+    """Four vectors, `step` numbers apart."""
+    return (load(numbers, start), load(numbers, start + step), load(numbers, start + 2 * step), load(numbers, start + 3 * step))
 
 
 @njit(cache=True)
@@ -107,29 +82,66 @@ def _six(numbers, start, step):
 
 
 @njit(nogil=True, fastmath=FASTMATH, cache=True)
+def filters(w, U, start, stop):
+    """w (O, C, 3, 3) -> U (36, O / ROWS, C, ROWS): G g G^T, of the panels of output channels start .. stop - 1. Here the lanes are input
+    channels."""
+    channels, flat, to_flat = w.shape[1], w.reshape(-1), U.reshape(-1)
+    place_step, panel_step = U[0].size, U[0, 0].size
+    sixth = w.dtype.type(1) / SIX
+    g, b, e = np.empty(9 * LANES, w.dtype), np.empty(18 * LANES, w.dtype), np.zeros(ROWS * 36 * LANES, w.dtype)
+    tail = np.empty(ROWS * LANES, w.dtype)
+    for panel in range(start, stop):
+        for first in range(0, channels, LANES):
+            count = min(LANES, channels - first)
+            for r in range(ROWS):
+                o, of_row = panel * ROWS + r, r * 36 * LANES
+                if o >= len(w):
+                    e[of_row:of_row + 36 * LANES] = ZERO
+                    continue
+                load_filters(flat, 9 * (o * channels + first), count, g)
+                for j in range(3):
+                    column = _g(load(g, j * LANES), load(g, (3 + j) * LANES), load(g, (6 + j) * LANES), sixth)
+                    for i in range(6):
+                        store(b, (3 * i + j) * LANES, column[i])
+                for i in range(6):
+                    row = _g(load(b, 3 * i * LANES), load(b, (3 * i + 1) * LANES), load(b, (3 * i + 2) * LANES), sixth)
+                    for j in range(6):
+                        store(e, of_row + (6 * i + j) * LANES, row[j])
+            for place in range(36):      # the ROWS numbers of a channel belong side by side
+                numbers = collect_4(_four(e, place * LANES, 36 * LANES))
+                to = place * place_step + panel * panel_step + first * ROWS
+                if count == LANES:
+                    for k in range(ROWS):
+                        store(to_flat, to + k * LANES, numbers[k])
+                else:
+                    for k in range(ROWS):
+                        store(tail, k * LANES, numbers[k])
+                    for k in range(count * ROWS):
+                        set_number(to_flat, to + k, number(tail, k))
+
+
+@njit(nogil=True, fastmath=FASTMATH, cache=True)
 def inputs(x, V, place_step, panel_step, channel_step, first, tiles, ph, pw, out_h, out_w):
     """x (N, C, H, W) -> V (36, C, T): B^T d B of the tiles first .. first + tiles - 1.
 
     V : flat, in whichever order: a panel of PANEL tiles is at place * place_step + panel * panel_step + channel * channel_step
     """
-    flat = x.reshape(-1)
-    length = 4 * CHUNK + SLACK
-    lines = np.empty(12 * length, x.dtype)
-    b = np.empty(36 * PANEL, x.dtype)
+    flat, plane = x.reshape(-1), x.shape[2] * x.shape[3]
+    d = np.empty(36 * PANEL, x.dtype)
     for chunk in range(0, tiles, CHUNK):
         size = min(CHUNK, tiles - chunk)
+        places, masks = find_tiles(first + chunk, size, x.shape, out_h, out_w, 4, 6, ph, pw)
         for c in range(x.shape[1]):
-            load_lines(x, flat, c, first + chunk, size, 4, 6, ph, pw, out_h, out_w, lines)
-            for tile in range(0, size, PANEL):
+            careful = near_an_end(flat, places, c * plane)
+            for panel in range(-(-size // PANEL)):
+                load_tiles(flat, places, masks, panel, 6, c * plane, (c + 1) * plane, careful, d)
                 for i in range(6):
-                    d0, d1, d2, d3 = deal_4(lines, i * length + 4 * tile)
-                    d4, d5, _, _ = deal_4(lines, (6 + i) * length + 4 * tile)
-                    row = _bt(d0, d1, d2, d3, d4, d5)
+                    row = _bt(*_six(d, 6 * i * PANEL, PANEL))
                     for k in range(6):
-                        store(b, (6 * i + k) * PANEL, row[k])
-                to = (chunk + tile) // PANEL * panel_step + c * channel_step
+                        store(d, (6 * i + k) * PANEL, row[k])
+                to = (chunk // PANEL + panel) * panel_step + c * channel_step
                 for k in range(6):
-                    column = _bt(*_six(b, k * PANEL, 6 * PANEL))
+                    column = _bt(*_six(d, k * PANEL, 6 * PANEL))
                     for i in range(6):
                         store(V, to + (6 * i + k) * place_step, column[i])
 
@@ -142,16 +154,20 @@ def outputs(M, y, first, tiles, scale, shift, residual, has_residual, relu, susp
     """
     sums, flat, residual = M.reshape(-1), y.reshape(-1), residual.reshape(-1)
     place_step, panel_step = M[0].size, M[0, 0].size
-    length = 4 * CHUNK + SLACK
+    length = 4 * CHUNK
     lines = np.empty(4 * length, y.dtype)
+    runs = np.empty((CHUNK, 4), np.int64)
     b = np.empty(24 * PANEL, y.dtype)
     bad = np.empty(PANEL, y.dtype)
     for chunk in range(0, tiles, CHUNK):
         size = min(CHUNK, tiles - chunk)
+        count = find_runs(first + chunk, size, -(-y.shape[2] // 4), -(-y.shape[3] // 4), runs)
         for o in range(y.shape[1]):
             zero_or_nan = zeros_like(y)
             for tile in range(0, size, PANEL):
                 start = (chunk + tile) // PANEL * panel_step + o * PANEL
+                for place in range(36):
+                    prefetch(sums, start + PANEL + place * place_step)
                 for k in range(6):
                     column = _at(*_six(sums, start + k * place_step, 6 * place_step))
                     for i in range(4):
@@ -166,7 +182,7 @@ def outputs(M, y, first, tiles, scale, shift, residual, has_residual, relu, susp
             store(bad, 0, zero_or_nan)
             for t in range(PANEL):
                 suspect[o] += bad[t]
-            store_lines(lines, y, flat, o, first + chunk, size, 4, scale[o], shift[o], residual, has_residual, relu)
+            store_lines(lines, y, flat, o, runs, count, 4, scale[o], shift[o], residual, has_residual, relu)
 
 
 @njit(nogil=True, fastmath=FASTMATH, cache=True)
@@ -175,22 +191,23 @@ def output_gradients(dy, dM, first, tiles):
 
     T is `tiles` rounded up to whole panels; the tiles too many are 0.
     """
-    flat, to_flat = dy.reshape(-1), dM.reshape(-1)
+    flat, to_flat, plane = dy.reshape(-1), dM.reshape(-1), dy.shape[2] * dy.shape[3]
     place_step, channel_step = dM[0].size, dM.shape[2]
-    length = 4 * CHUNK + SLACK
-    lines = np.empty(4 * length, dy.dtype)
+    d = np.empty(16 * PANEL, dy.dtype)
     b = np.empty(24 * PANEL, dy.dtype)
     for chunk in range(0, tiles, CHUNK):
         size = min(CHUNK, tiles - chunk)
+        places, masks = find_tiles(first + chunk, size, dy.shape, dy.shape[2], dy.shape[3], 4, 4, 0, 0)
         for o in range(dy.shape[1]):
-            load_lines(dy, flat, o, first + chunk, size, 4, 4, 0, 0, dy.shape[2], dy.shape[3], lines)
-            for tile in range(0, size, PANEL):
+            careful = near_an_end(flat, places, o * plane)
+            for panel in range(-(-size // PANEL)):
+                load_tiles(flat, places, masks, panel, 4, o * plane, (o + 1) * plane, careful, d)
                 for i in range(4):
-                    d0, d1, d2, d3 = deal_4(lines, i * length + 4 * tile)
-                    row = _a(d0, d1, d2, d3)
+                    j = 4 * i * PANEL
+                    row = _a(load(d, j), load(d, j + PANEL), load(d, j + 2 * PANEL), load(d, j + 3 * PANEL))
                     for k in range(6):
                         store(b, (6 * i + k) * PANEL, row[k])
-                to = o * channel_step + chunk + tile
+                to = o * channel_step + chunk + panel * PANEL
                 for k in range(6):
                     column = _a(load(b, k * PANEL), load(b, (6 + k) * PANEL), load(b, (12 + k) * PANEL), load(b, (18 + k) * PANEL))
                     for i in range(6):

@@ -20,20 +20,21 @@ from numba.core import cgutils
 from numba.extending import intrinsic, models, overload, register_model
 
 LANES = 16
+HALF = LANES // 2     # for runs that are shorter: load_half
 
 
 class Vector(types.Type):
-    """The type of LANES numbers of one dtype."""
+    """The type of LANES (or HALF) numbers of one dtype."""
 
-    def __init__(self, dtype):
-        self.dtype = dtype
-        super().__init__(name=f"Vector({dtype})")
+    def __init__(self, dtype, lanes=LANES):
+        self.dtype, self.lanes = dtype, lanes
+        super().__init__(name=f"Vector({dtype}, {lanes})")
 
 
 @register_model(Vector)
 class VectorModel(models.PrimitiveModel):
     def __init__(self, data_models, vector):
-        super().__init__(data_models, vector, ir.VectorType(data_models[vector.dtype].get_value_type(), LANES))
+        super().__init__(data_models, vector, ir.VectorType(data_models[vector.dtype].get_value_type(), vector.lanes))
 
 
 # ---- arithmetic ----
@@ -45,7 +46,7 @@ def _instruction(name):
         vector = a if isinstance(a, Vector) else b
 
         def build(context, builder, signature, arguments):
-            sides = [value if side == vector else _repeat(builder, context.cast(builder, value, side, vector.dtype))
+            sides = [value if side == vector else _repeat(builder, context.cast(builder, value, side, vector.dtype), vector.lanes)
                      for side, value in zip(signature.args, arguments)]
             return getattr(builder, name)(*sides, flags=("contract",))     # a product and a sum may become one instruction
         return vector(a, b), build
@@ -101,8 +102,16 @@ def load(typing_context, array, start):
 
 
 @intrinsic
+def load_half(typing_context, array, start):
+    """array[start:start + HALF]"""
+    def build(context, builder, signature, arguments):
+        return _load(context, builder, array, *arguments, HALF)
+    return Vector(array.dtype, HALF)(array, start), build
+
+
+@intrinsic
 def store(typing_context, array, start, vector):
-    """array[start:start + LANES] = vector"""
+    """array[start:start + LANES] = vector, or as many numbers as it has"""
     def build(context, builder, signature, arguments):
         vector = arguments[2]
         pointer = builder.bitcast(_pointer(context, builder, array, *arguments[:2]), vector.type.as_pointer())
@@ -138,22 +147,51 @@ def _load(context, builder, array_type, array, start, lanes):
     return builder.load(pointer, align=array_type.dtype.bitwidth // 8)
 
 
+@intrinsic
+def prefetch(typing_context, array, index):
+    """Ask the memory for array[index] and its neighbours, and do not wait. The index may lie outside: then nothing happens."""
+    def build(context, builder, signature, arguments):
+        pointer = builder.bitcast(_pointer(context, builder, array, *arguments), ir.IntType(8).as_pointer())
+        kind = ir.FunctionType(ir.VoidType(), [pointer.type, ir.IntType(32), ir.IntType(32), ir.IntType(32)])
+        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
+        builder.call(function, [pointer] + [ir.IntType(32)(value) for value in (0, 3, 1)])
+        return context.get_dummy_value()
+    return types.void(array, index), build
+
+
 # ---- lanes ----
 
-def _make_deal(step):
-    """deal(array, start) -> `step` vectors from step * LANES neighbouring numbers: as cards to players, every step-th to the same one."""
-    @intrinsic
-    def deal(typing_context, array, start):
-        def build(context, builder, signature, arguments):
-            numbers = _load(context, builder, array, *arguments, step * LANES)
-            vectors = [_choose(builder, numbers, numbers, range(player, step * LANES, step)) for player in range(step)]
-            return context.make_tuple(builder, signature.return_type, vectors)
-        return types.UniTuple(Vector(array.dtype), step)(array, start), build
-    return deal
+@intrinsic
+def gather(typing_context, array, places, at, shift):
+    """HALF vectors from LANES places, which need not be neighbours: vector k is array[places[at + lane] + shift + k] in each lane.
+
+    It takes HALF numbers from each place and turns rows into columns, in squares of 8 x 8. A vector that nobody uses costs no
+    instruction."""
+    def build(context, builder, signature, arguments):
+        array_value, places_value, at, shift = arguments
+        rows = []
+        for lane in range(LANES):
+            place = builder.load(_pointer(context, builder, places, places_value, builder.add(at, at.type(lane))))
+            rows.append(_load(context, builder, array, array_value, builder.add(place, shift), HALF))
+        upper, lower = _transpose(builder, rows[:HALF]), _transpose(builder, rows[HALF:])
+        vectors = [_choose(builder, *halves, range(LANES)) for halves in zip(upper, lower)]
+        return context.make_tuple(builder, signature.return_type, vectors)
+    return types.UniTuple(Vector(array.dtype), HALF)(array, places, at, shift), build
+
+
+def _transpose(builder, rows):
+    """Eight vectors of eight numbers -> those of their first, second, ... numbers. In three rounds; each pairs vectors, with the numbers that
+    the processor can pair in one instruction: ones, twos, and at last the halves of a vector."""
+    ones = [_choose(builder, rows[i], rows[i + 1], lanes) for i in range(0, 8, 2)
+            for lanes in ((0, 8, 1, 9, 4, 12, 5, 13), (2, 10, 3, 11, 6, 14, 7, 15))]
+    twos = [_choose(builder, ones[i + j], ones[i + j + 2], lanes) for i in (0, 4) for j in (0, 1)
+            for lanes in ((0, 1, 8, 9, 4, 5, 12, 13), (2, 3, 10, 11, 6, 7, 14, 15))]
+    return [_choose(builder, twos[k], twos[k + 4], lanes) for lanes in ((0, 1, 2, 3, 8, 9, 10, 11), (4, 5, 6, 7, 12, 13, 14, 15))
+            for k in range(4)]
 
 
 def _make_collect(step):
-    """collect(vectors) -> vectors, the opposite: the numbers in the order in which deal found them."""
+    """collect(vectors) -> vectors with the numbers lane by lane: the first of each vector, the second of each, ..."""
     @intrinsic
     def collect(typing_context, vectors):
         def build(context, builder, signature, arguments):
@@ -169,24 +207,23 @@ def _make_collect(step):
     return collect
 
 
-deal_2, deal_4, collect_2, collect_4 = _make_deal(2), _make_deal(4), _make_collect(2), _make_collect(4)
+collect_2, collect_4 = _make_collect(2), _make_collect(4)
 
 
 @intrinsic
-def keep_lanes(typing_context, vector, first, behind):
-    """The numbers of the lanes first .. behind - 1; 0 in the others, whatever was there."""
+def keep_where(typing_context, vector, mask, start):
+    """The numbers of the lanes where mask[start:start + LANES] is not 0; 0 in the others, whatever was there."""
     def build(context, builder, signature, arguments):
-        numbers, *ends = arguments
-        lanes = ir.Constant(ir.VectorType(ir.IntType(32), LANES), list(range(LANES)))
-        first, behind = (_repeat(builder, builder.trunc(end, ir.IntType(32))) for end in ends)
-        kept = builder.and_(builder.icmp_signed(">=", lanes, first), builder.icmp_signed("<", lanes, behind))
+        numbers, *place = arguments
+        marks = _load(context, builder, mask, *place, LANES)
+        kept = builder.fcmp_unordered("!=", marks, ir.Constant(marks.type, None))
         return builder.select(kept, numbers, ir.Constant(numbers.type, None))
-    return vector(vector, types.intp, types.intp), build
+    return vector(vector, mask, start), build
 
 
-def _repeat(builder, number):
-    one = builder.insert_element(ir.Constant(ir.VectorType(number.type, LANES), ir.Undefined), number, ir.IntType(32)(0))
-    return _choose(builder, one, one, [0] * LANES)
+def _repeat(builder, number, lanes):
+    one = builder.insert_element(ir.Constant(ir.VectorType(number.type, lanes), ir.Undefined), number, ir.IntType(32)(0))
+    return _choose(builder, one, one, [0] * lanes)
 
 
 def _choose(builder, a, b, lanes):
