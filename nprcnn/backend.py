@@ -55,6 +55,7 @@ class KernelSet(NamedTuple):
     paste_masks: Callable
     momentum_step: Callable
     batched_nms: Callable | None = None     # of all groups at once; None: `nms`, group by group
+    conv_transpose2d: Callable | None = None     # None: `conv2d_grad_x`, then bias and ReLU
 
 
 NUMPY = KernelSet(
@@ -130,7 +131,7 @@ def _numba_set():
         if "cannot cache" not in str(error):
             raise
         numba.config.CACHE_DIR = tempfile.mkdtemp(prefix="nprcnn-")
-    from .kernels.cpu import activation, boxes, conv, momentum, nms, paste, pool, resize, roi_align, roi_pool
+    from .kernels.cpu import activation, boxes, conv, conv_transpose, momentum, nms, paste, pool, resize, roi_align, roi_pool
     threads.start_kernels()
     allocator.keep_freed_memory()
     cache = Path(roi_align._align_all.stats.cache_path)
@@ -148,6 +149,7 @@ def _numba_set():
         roi_align=roi_align.roi_align, roi_align_grad=roi_align.roi_align_grad,
         roi_pool=roi_pool.roi_pool, roi_pool_grad=roi_pool.roi_pool_grad,
         nms=nms.nms, box_iou=boxes.box_iou, paste_masks=paste.paste_masks, momentum_step=momentum.momentum_step,
+        conv_transpose2d=conv_transpose.conv_transpose2d,
     )
 
 

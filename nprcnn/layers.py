@@ -19,7 +19,7 @@ from .ops.activation import relu_backward, relu_forward
 from .ops.conv import conv2d_backward, conv2d_forward
 from .ops.conv_at import conv2d_backward_at
 from .ops.conv_fused import conv2d_fused_backward, conv2d_fused_forward
-from .ops.deconv import conv_transpose2d_backward, conv_transpose2d_forward
+from .ops.deconv import conv_transpose2d, conv_transpose2d_backward, conv_transpose2d_forward
 from .ops.linear import linear_backward, linear_forward
 from .ops.norm import (batch_norm_backward, batch_norm_forward, frozen_batch_norm_backward,
                        frozen_batch_norm_forward)
@@ -200,9 +200,13 @@ class ConvTranspose2d(Layer):
         self.bias = Parameter(np.zeros(out_channels, np.float32))
 
     def forward(self, x, train):
-        y, cache = conv_transpose2d_forward(x, self.weight.data, self.bias.data, self.stride, self.padding,
-                                            kernels=backend.active(x))
-        return y, cache if train else None
+        if not train:
+            return self.forward_fused(x, relu=False), None
+        return conv_transpose2d_forward(x, self.weight.data, self.bias.data, self.stride, self.padding, kernels=backend.active(x))
+
+    def forward_fused(self, x, relu):
+        """Outside of training: y, through a ReLU or not."""
+        return conv_transpose2d(x, self.weight.data, self.bias.data, self.stride, self.padding, relu, kernels=backend.active(x))
 
     def backward(self, dy, cache):
         dx, dw, db = conv_transpose2d_backward(dy, cache, kernels=backend.active(dy))

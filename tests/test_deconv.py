@@ -13,12 +13,12 @@ CASES = load_cases("deconv.npz")
 CLOSE = dict(rtol=1e-12, atol=1e-12)
 
 
-def check(case, change=lambda a: a, **tolerance):
+def check(case, kernels, change=lambda a: a, **tolerance):
     """Forward and backward of a stored case, whose arrays go through `change` first, against PyTorch."""
     ref = CASES[case]
     x, w, b, dy = (change(ref[name]) if name in ref else None for name in ("x", "w", "b", "dy"))
-    y, cache = conv_transpose2d_forward(x, w, b, **ref["options"])
-    results = dict(zip(("y", "dx", "dw", "db"), (y, *conv_transpose2d_backward(dy, cache))))
+    y, cache = conv_transpose2d_forward(x, w, b, **ref["options"], kernels=kernels)
+    results = dict(zip(("y", "dx", "dw", "db"), (y, *conv_transpose2d_backward(dy, cache, kernels=kernels))))
     assert (results["db"] is None) == (b is None)
     for name in ("y", "dx", "dw") + ("db",) * (b is not None):
         assert results[name].shape == ref[name].shape and results[name].dtype == x.dtype, name
@@ -26,19 +26,19 @@ def check(case, change=lambda a: a, **tolerance):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_equals_pytorch(case):
-    check(case, **CLOSE)
+def test_equals_pytorch(case, kernels):
+    check(case, kernels, **CLOSE)
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_non_contiguous_input(case):
-    check(case, strided, **CLOSE)
+def test_non_contiguous_input(case, kernels):
+    check(case, kernels, strided, **CLOSE)
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_float32_stays_float32(case):
+def test_float32_stays_float32(case, kernels):
     # float32 rounds 2^29 times more coarsely than float64, for which CLOSE holds with a margin
-    check(case, lambda a: a.astype(np.float32), rtol=1e-4, atol=1e-4)
+    check(case, kernels, lambda a: a.astype(np.float32), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("column_bytes", [1, 400])
@@ -46,14 +46,14 @@ def test_blocks_give_the_same_result(monkeypatch, column_bytes):
     """One row a block, and a few rows."""
     monkeypatch.setattr(conv, "COLUMN_BYTES", column_bytes)
     for case in CASES:
-        check(case, **CLOSE)
+        check(case, None, **CLOSE)
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_adjoint(case):
+def test_adjoint(case, kernels):
     ref = CASES[case]
-    y, cache = conv_transpose2d_forward(ref["x"], ref["w"], **ref["options"])
-    dx, dw, _ = conv_transpose2d_backward(ref["dy"], cache)
+    y, cache = conv_transpose2d_forward(ref["x"], ref["w"], **ref["options"], kernels=kernels)
+    dx, dw, _ = conv_transpose2d_backward(ref["dy"], cache, kernels=kernels)
     assert_adjoint(ref["dy"], y, dx, ref["x"])
     assert_adjoint(ref["dy"], y, dw, ref["w"])
 
@@ -63,10 +63,24 @@ def test_plain_function_and_int_options():
     np.testing.assert_allclose(conv_transpose2d(ref["x"], ref["w"], ref["b"], 2, 1), ref["y"], **CLOSE)
 
 
-def test_empty_batch():
+@pytest.mark.parametrize("size", [(1, 1), (3, 7), (4, 4), (14, 14), (5, 20)])
+@pytest.mark.parametrize("relu", [False, True])
+def test_doubling_is_a_sum_for_each_pixel(size, relu, kernels):
+    """The mask head's, 2x2 with stride 2: rows shorter and longer than a vector, whole panels and not."""
+    rng = np.random.default_rng(0)
+    x, w, b = rng.standard_normal((3, 5, *size)), rng.standard_normal((5, 4, 2, 2)), rng.standard_normal(4)
+    y = np.einsum("ncrv,coij->norivj", x, w).reshape(3, 4, 2 * size[0], 2 * size[1]) + b[:, None, None]
+    y = np.maximum(y, 0) if relu else y
+    np.testing.assert_allclose(conv_transpose2d(x, w, b, 2, relu=relu, kernels=kernels), y, **CLOSE)
+    x[1, 2, 0, 0] = np.nan
+    seen = np.isnan(conv_transpose2d(x, w, None, 2, relu=relu, kernels=kernels))
+    assert seen[1, :, :2, :2].all() and seen.sum() == 4 * 4
+
+
+def test_empty_batch(kernels):
     """No positive RoI in the whole batch: the mask head gets nothing."""
     w, b = np.ones((3, 4, 2, 2), np.float32), np.ones(4, np.float32)
-    y, cache = conv_transpose2d_forward(np.empty((0, 3, 14, 14), np.float32), w, b, 2)
+    y, cache = conv_transpose2d_forward(np.empty((0, 3, 14, 14), np.float32), w, b, 2, kernels=kernels)
     assert y.shape == (0, 4, 28, 28) and y.dtype == np.float32
     dx, dw, db = conv_transpose2d_backward(y, cache)
     assert dx.shape == (0, 3, 14, 14)
@@ -97,9 +111,9 @@ X, W = np.zeros((2, 3, 4, 5)), np.zeros((3, 6, 2, 2))
     ((X, W, None, 1, 3), r"padding \(3, 3\)"),
     ((X, W, None, 0), r"stride \(0, 0\)"),
 ])
-def test_bad_arguments(arguments, named):
+def test_bad_arguments(arguments, named, kernels):
     with pytest.raises(ValueError, match=named):
-        conv_transpose2d_forward(*arguments)
+        conv_transpose2d_forward(*arguments, kernels=kernels)
 
 
 def test_bad_dy():

@@ -12,7 +12,7 @@ from numba import njit
 from . import workers
 from .checks import ZERO
 from .conv_epilogue import FASTMATH
-from .conv_im2col import _inside
+from .conv_im2col import inside
 
 
 def conv_direct(x, w, geo, epilogue):
@@ -43,7 +43,7 @@ def _convolve(start, stop, x, w, y, sh, sw, ph, pw, dh, dw, groups, scale, shift
                     source = x[n, first_channel + c, iy]
                     for j in range(kw):
                         left = j * dw - pw
-                        first, last = _inside(width, out_w, left, sw)
+                        first, last = inside(width, out_w, left, sw)
                         weight = w[o, c, i, j]
                         if first == last:
                             continue

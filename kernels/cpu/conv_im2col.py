@@ -90,7 +90,7 @@ def _channel_parts(geo):
 # ---- columns ----
 
 @njit(cache=True)
-def _inside(size, out_size, offset, stride):
+def inside(size, out_size, offset, stride):
     """first, last + 1 of the outputs o for which 0 <= o * stride + offset < size."""
     first = min(max(0, -(offset // stride)), out_size)
     return first, max(first, min(out_size, (size - 1 - offset) // stride + 1))
@@ -104,7 +104,7 @@ def _fill_columns(x, columns, channel, image, row, kh, kw, sh, sw, ph, pw, dh, d
     for k in range(len(columns)):
         c, i, j = channel + k // (kh * kw), k // kw % kh, k % kw
         left = j * dw - pw
-        first, last = _inside(width, out_w, left, sw)
+        first, last = inside(width, out_w, left, sw)
         for n in range(images):
             for r in range(rows):
                 y = (row + r) * sh + i * dh - ph
@@ -140,7 +140,7 @@ def _add_columns(dcolumns, dx, channel, image, row, kh, kw, sh, sw, ph, pw, dh, 
             for j in range(kw):
                 k = (c * kh + i) * kw + j
                 left = j * dw - pw
-                first, last = _inside(width, out_w, left, sw)
+                first, last = inside(width, out_w, left, sw)
                 for n in range(images):
                     for r in range(rows):
                         y = (row + r) * sh + i * dh - ph

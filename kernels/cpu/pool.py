@@ -9,40 +9,65 @@ from numba import njit
 
 from . import workers
 from .checks import plain
+from .conv_im2col import inside
 from .lock import alone
+
+LAST = np.int32(2 ** 31 - 1)    # of all places
 
 
 @njit(cache=True)
 def _column_maxima(plane, top, bottom, best, where):
-    """best (W,): the largest of rows top .. bottom - 1 in each column; where (W,) int32: the row. Of equals the first wins."""
-    for x in range(plane.shape[1]):
-        best[x], where[x] = plane[top, x], np.int32(top)
+    """best (W,): the largest of rows top .. bottom - 1 in each column; where (W,) int32: its place in the plane. Of equals the first wins."""
+    width = plane.shape[1]
+    for x in range(width):
+        best[x], where[x] = plane[top, x], np.int32(top * width + x)
     for y in range(top + 1, bottom):
-        row, here = plane[y], np.int32(y)
-        for x in range(plane.shape[1]):
+        row, start = plane[y], y * width
+        for x in range(width):
             won = (row[x] > best[x]) | (row[x] != row[x])  # NaN is not hidden
             best[x] = row[x] if won else best[x]
-            where[x] = here if won else where[x]
+            where[x] = np.int32(start + x) if won else where[x]
+
+
+@njit(cache=True)
+def _take_larger(best, where, step, values, places):
+    """values[v], places[v] = best[step * v], where[step * v] where that is the larger one, or the first in reading order of equals."""
+    if step == 2:            # a constant step: wide loads, of which every other number is kept
+        for v in range(len(values)):
+            value, place = best[2 * v], where[2 * v]
+            won = (value > values[v]) | (value != value) | ((value == values[v]) & (place < places[v]))
+            values[v] = value if won else values[v]
+            places[v] = place if won else places[v]
+    else:
+        for v in range(len(values)):
+            value, place = best[step * v], where[step * v]
+            won = (value > values[v]) | (value != value) | ((value == values[v]) & (place < places[v]))
+            values[v] = value if won else values[v]
+            places[v] = place if won else places[v]
 
 
 @njit(cache=True, nogil=True)
 def _pool_all(start, stop, x, kernel, stride, padding, y, index):
     height, width = x.shape[1:]
     (kh, kw), (sh, sw), (ph, pw) = kernel, stride, padding
+    out_w = y.shape[2]
+    best, where = np.empty(width, x.dtype), np.empty(width, np.int32)
+    places = np.empty(out_w, np.int32)
     for plane in range(start, stop):
-        best, where = np.empty(width, x.dtype), np.empty(width, np.int32)
         for oy in range(y.shape[1]):
             top = oy * sh - ph
             _column_maxima(x[plane], max(top, 0), min(top + kh, height), best, where)
-            for ox in range(y.shape[2]):
-                left = ox * sw - pw
-                chosen = max(left, 0)  # padding takes no part
-                for j in range(chosen + 1, min(left + kw, width)):
-                    # Of equals in two columns the upper one comes first in reading order
-                    if best[j] > best[chosen] or best[j] != best[j] or (best[j] == best[chosen] and where[j] < where[chosen]):
-                        chosen = j
-                y[plane, oy, ox] = best[chosen]
-                index[plane, oy, ox] = where[chosen] * width + chosen
+            values = y[plane, oy]
+            values[:], places[:] = -np.inf, LAST         # any number wins against that
+            for j in range(kw):                          # padding takes no part
+                first, last = inside(width, out_w, j - pw, sw)
+                if first < last:
+                    start = first * sw + j - pw
+                    # slices, so that their indices begin at 0: see conv_im2col._fill_columns
+                    _take_larger(best[start:], where[start:], sw, values[first:last], places[first:last])
+            to = index[plane, oy]
+            for ox in range(out_w):
+                to[ox] = places[ox]
 
 
 @alone

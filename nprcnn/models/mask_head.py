@@ -9,8 +9,8 @@ The paper's table 2 compares this with two other answers, which are options here
 import numpy as np
 
 from ..layers import (Conv2d, ConvTranspose2d, Layer, Linear, conv_block, conv_norm_relu, conv_norm_relu_backward,
-                      flatten, named_tensors, relu_after)
-from ..ops.activation import relu_backward, sigmoid, softmax
+                      flatten, named_tensors)
+from ..ops.activation import relu_backward, relu_forward, sigmoid, softmax
 from ..ops.losses import (bce_with_logits_backward, bce_with_logits_forward, softmax_cross_entropy_backward,
                           softmax_cross_entropy_forward)
 from .box_head import BoxHead
@@ -55,10 +55,12 @@ class MaskPredictor(Layer):
 
     def forward(self, x, train):
         """(R, C, 14, 14) -> (R, K, 28, 28), cache."""
+        if not train:
+            return self.mask_fcn_logits.forward(self.conv5_mask.forward_fused(x, relu=True), train)
         h, deconv_cache = self.conv5_mask.forward(x, train)
-        h, relu_cache = relu_after(h, train)
+        h, relu_cache = relu_forward(h)
         logits, logits_cache = self.mask_fcn_logits.forward(h, train)
-        return logits, (deconv_cache, relu_cache, logits_cache) if train else None
+        return logits, (deconv_cache, relu_cache, logits_cache)
 
     def backward(self, dlogits, cache):
         """(R, K, 28, 28) -> (R, C, 14, 14)."""

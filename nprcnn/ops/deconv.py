@@ -20,8 +20,8 @@ class ConvTranspose2dCache(NamedTuple):
     padding: tuple
 
 
-def conv_transpose2d(x, w, b=None, stride=1, padding=0):
-    """Transposed convolution of features, the convention of torch.nn.functional.conv_transpose2d.
+def conv_transpose2d(x, w, b=None, stride=1, padding=0, relu=False, kernels=None):
+    """Transposed convolution of features, the convention of torch.nn.functional.conv_transpose2d; with relu=True, the ReLU of it.
 
     Parameters
     ----------
@@ -29,6 +29,7 @@ def conv_transpose2d(x, w, b=None, stride=1, padding=0):
     w : (C, O, KH, KW): input channels first, unlike conv2d's
     b : (O,) or None
     stride, padding : int or (vertical, horizontal) pair; the padding is cut off the output's border
+    kernels : KernelSet whose `conv_transpose2d`, or else `conv2d_grad_x`, does the work; None: conv.py
 
     Returns
     -------
@@ -39,19 +40,21 @@ def conv_transpose2d(x, w, b=None, stride=1, padding=0):
     ValueError
         Shapes that do not fit each other, or an output that the padding leaves empty.
     """
-    y, _ = conv_transpose2d_forward(x, w, b, stride, padding)
-    return y
-
-
-def conv_transpose2d_forward(x, w, b=None, stride=1, padding=0, kernels=None):
-    """conv_transpose2d, and the cache for its backward pass. `kernels`: the KernelSet (None: conv.py)."""
-    grad_x = conv.conv2d_grad_x if kernels is None else kernels.conv2d_grad_x
     stride, padding = conv._pair(stride), conv._pair(padding)
-    y_shape = _output_shape(x.shape, w.shape, b, stride, padding)
+    y_shape = output_shape(x.shape, w.shape, b, stride, padding)
+    if getattr(kernels, "conv_transpose2d", None) is not None:
+        return kernels.conv_transpose2d(x, w, b, stride, padding, relu)
+    grad_x = conv.conv2d_grad_x if kernels is None else kernels.conv2d_grad_x
     y = grad_x(x, w, y_shape, stride, padding)
     if b is not None:
         y += b[:, None, None]
-    return y, ConvTranspose2dCache(x, w, b is not None, stride, padding)
+    return np.maximum(y, 0, out=y) if relu else y
+
+
+def conv_transpose2d_forward(x, w, b=None, stride=1, padding=0, kernels=None):
+    """conv_transpose2d, and the cache for its backward pass."""
+    y = conv_transpose2d(x, w, b, stride, padding, kernels=kernels)
+    return y, ConvTranspose2dCache(x, w, b is not None, conv._pair(stride), conv._pair(padding))
 
 
 def conv_transpose2d_backward(dy, cache, kernels=None):
@@ -59,7 +62,7 @@ def conv_transpose2d_backward(dy, cache, kernels=None):
     conv2d = conv.conv2d if kernels is None else kernels.conv2d
     grad_w = conv.conv2d_grad_w if kernels is None else kernels.conv2d_grad_w
     x, w, has_bias, stride, padding = cache
-    if dy.shape != _output_shape(x.shape, w.shape, None, stride, padding):
+    if dy.shape != output_shape(x.shape, w.shape, None, stride, padding):
         raise ValueError(f"dy {dy.shape} is not the shape of the output for x {x.shape} and w {w.shape}")
     # forward: y = A.T x, where A is conv2d with the filters w, so dx = A dy
     dx = conv2d(dy, w, None, stride, padding)
@@ -70,7 +73,7 @@ def conv_transpose2d_backward(dy, cache, kernels=None):
     return dx, dw, db
 
 
-def _output_shape(x_shape, w_shape, b, stride, padding):
+def output_shape(x_shape, w_shape, b, stride, padding):
     """Check that all fits and return (N, O, OH, OW)."""
     if len(x_shape) != 4 or len(w_shape) != 4 or x_shape[1] != w_shape[0]:
         raise ValueError(f"x must be (N, C, H, W) and w (C, O, KH, KW), not {x_shape} and {w_shape}")
