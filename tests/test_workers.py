@@ -83,6 +83,25 @@ def test_parts(three_threads, length, least, each):
     assert max(sizes) - min(sizes) <= 1 and len(found) <= 3 * each and (len(found) == 1 or min(sizes) >= least)
 
 
+@pytest.mark.parametrize("length, largest, least, thinnest, sizes", [
+    (0, 4, 1, 1, []),
+    (1, 4, 1, 1, [1]),
+    (100, 30, 1, 1, [30, 24, 16, 10, 7, 5, 3, 2, 1, 1, 1]),
+    (1000, 400, 50, 1, [334, 222, 148, 99, 66, 50, 81]),    # the last takes along what would be too short
+    (100, 30, 50, 1, [30, 24, 16, 10, 8, 12]),              # of few, shorter ones: 100 / (4 * 3)
+    (100, 30, 50, 20, [30, 24, 20, 26]),
+    (5, 100, 50, 20, [5])])
+def test_shrinking(three_threads, length, largest, least, thinnest, sizes):
+    found = workers.shrinking(length, largest, least, thinnest)
+    assert [i for start, stop in found for i in range(start, stop)] == list(range(length))
+    assert [stop - start for start, stop in found] == sizes
+
+
+def test_shrinking_for_one_thread_is_even_pieces(monkeypatch):
+    monkeypatch.setattr(workers, "get_num_threads", lambda: 1)
+    assert workers.shrinking(100, 30, 5) == [(0, 30), (30, 60), (60, 90), (90, 100)]
+
+
 def test_results_do_not_depend_on_the_threads(monkeypatch):
     """Outputs of one layer of every algorithm, large enough to be shared; the gradient of filters adds its shares in another order."""
     kernels = backend.kernel_set("numba")

@@ -16,6 +16,7 @@ from .checks import ZERO
 from .conv_epilogue import finish
 from .conv_scratch import scratch
 
+LEAST_PIXELS = 512       # of a block that is one thread's last: a narrower product is slower for each number of it
 COLUMN_BYTES = 8 << 20   # of one block's columns; measured on two x86-64 cores, 4 to 16 MiB are equally fast, 1 MiB takes 1.3 times as long
 
 
@@ -35,7 +36,13 @@ def conv_im2col(x, w, geo, epilogue):
             np.matmul(w_rows, columns.reshape(geo.groups, -1, pixels), out=acc)
             finish(acc.reshape(out_channels, images, rows * out_w), y, image, row * out_w, epilogue)
 
-    workers.run(convolve_block, _blocks(geo), y.size * w[0].size)
+    images, rows = _block_size(geo)
+    if rows == geo.y_shape[2]:
+        blocks = [(start, stop - start, 0, rows) for start, stop in workers.shrinking(len(x), images)]
+    else:
+        pieces = workers.shrinking(geo.y_shape[2], rows, -(-LEAST_PIXELS // out_w))
+        blocks = [(image, 1, start, stop - start) for image in range(len(x)) for start, stop in pieces]
+    workers.run(convolve_block, blocks, y.size * w[0].size)
     return y
 
 

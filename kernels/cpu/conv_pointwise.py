@@ -14,7 +14,7 @@ from .conv_epilogue import finish_in_place
 
 BLOCK_BYTES = 4 << 20    # of one block of the output
 LEAST_PIXELS = 512       # a narrower product is slower for each number of it ...
-LEAST_SHARED = 128       # ... but of few pixels each thread takes its share
+LEAST_SHARED = 128       # ... but few pixels are shared out, too
 LEAST_CHANNELS = 32      # of a thread's part of dw
 
 
@@ -66,11 +66,9 @@ def product(x, w, y, epilogue):
             finish_in_place(y, image, images, pixel, width, epilogue)
 
     width = max(LEAST_PIXELS, BLOCK_BYTES // (out_channels * y.itemsize))
-    images = max(1, width // pixels)
-    blocks = -(-pixels // width)
-    if n == 1:
-        threads = len(workers.parts(pixels, LEAST_SHARED))
-        blocks = -(-blocks // threads) * threads     # all threads have as many
-    tasks = [(image, pixels * i // blocks, min(images, n - image), pixels * (i + 1) // blocks - pixels * i // blocks)
-             for image in range(0, n, images) for i in range(blocks)]
+    if n > 1 and pixels < width:
+        tasks = [(start, 0, stop - start, pixels) for start, stop in workers.shrinking(n, width // pixels)]
+    else:
+        pieces = workers.shrinking(pixels, width, LEAST_PIXELS, LEAST_SHARED)
+        tasks = [(image, start, 1, stop - start) for image in range(n) for start, stop in pieces]
     workers.run(multiply, tasks, y.size * w.shape[2])

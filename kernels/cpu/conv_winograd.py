@@ -91,7 +91,7 @@ def conv_winograd(x, w, geo, epilogue, transforms):
                                    epilogue.relu, suspect)
             suspects.append(suspect)
 
-        workers.run(convolve_tiles, _blocks(geo, transforms, x.itemsize, FORWARD_BYTES), _multiplications(geo, transforms))
+        workers.run(convolve_tiles, _forward_blocks(geo, transforms, x.itemsize), _multiplications(geo, transforms))
     return y if np.isfinite(suspects).all() else None
 
 
@@ -100,7 +100,7 @@ def grad_w_winograd(dy, x, geo, transforms):
     channels, out_channels, places = x.shape[1], dy.shape[1], transforms.places
     dw = np.empty(geo.w_shape, x.dtype)
     pairs = places * out_channels * channels
-    blocks = _blocks(geo, transforms, x.itemsize, GRADIENT_BYTES, LEAST_TILES)
+    blocks = _gradient_blocks(geo, transforms, x.itemsize)
     shares = [blocks[start:stop] for start, stop in workers.parts(len(blocks))]
 
     def add_tiles(share, dU, product):
@@ -138,15 +138,24 @@ def tile_count(geo, tile):
     return n * -(-out_h // tile) * -(-out_w // tile)
 
 
-def _blocks(geo, transforms, itemsize, nbytes, least_tiles=PANEL):
-    """[(first, size)]: all tiles, cut into whole panels and so that V and M of a block stay below `nbytes`, unless it would be thinner
-    than `least_tiles`; as many blocks for each thread, and all about alike."""
-    panels = -(-tile_count(geo, transforms.tile) // PANEL)
+def _forward_blocks(geo, transforms, itemsize):
+    """[(first, size)]: all tiles, cut into whole panels and so that V and M of a block stay below FORWARD_BYTES, unless it is one panel."""
+    tiles = tile_count(geo, transforms.tile)
     bytes_per_panel = transforms.places * (geo.x_shape[1] + geo.y_shape[1]) * itemsize * PANEL
-    count = -(-panels // max(1, least_tiles // PANEL, nbytes // bytes_per_panel))
+    pieces = workers.shrinking(-(-tiles // PANEL), max(1, FORWARD_BYTES // bytes_per_panel), LEAST_SHARED_TILES // PANEL, LEAST_SHARED_TILES // PANEL)
+    return [(start * PANEL, min(stop * PANEL, tiles) - start * PANEL) for start, stop in pieces]
+
+
+def _gradient_blocks(geo, transforms, itemsize):
+    """[(first, size)]: all tiles, so that V and dM of a block stay below GRADIENT_BYTES, unless it would be thinner than LEAST_TILES; as many
+    blocks for each thread, and all about alike."""
+    tiles = tile_count(geo, transforms.tile)
+    panels = -(-tiles // PANEL)
+    bytes_per_panel = transforms.places * (geo.x_shape[1] + geo.y_shape[1]) * itemsize * PANEL
+    count = -(-panels // max(1, LEAST_TILES // PANEL, GRADIENT_BYTES // bytes_per_panel))
     threads = len(workers.parts(panels, LEAST_SHARED_TILES // PANEL))
     count = min(panels, -(-count // threads) * threads)
-    starts = [min(panels * i // count * PANEL, tile_count(geo, transforms.tile)) for i in range(count + 1)]
+    starts = [min(panels * i // count * PANEL, tiles) for i in range(count + 1)]
     return [(start, stop - start) for start, stop in zip(starts, starts[1:])]
 
 

@@ -93,6 +93,26 @@ def parts(length, least=1, each=1):
     return [(length * i // count, length * (i + 1) // count) for i in range(count)]
 
 
+def shrinking(length, largest, least=1, thinnest=1):
+    """(start, stop) pairs that cut range(length), at most `largest` long and, for several threads, shorter towards the end.
+
+    One thread may be slower than another: the processor runs other programs, too. With short tasks at the end, none waits long for the
+    last one; with long ones before that, little is lost by cutting ("guided self-scheduling", Polychronopoulos and Kuck 1987).
+
+    None is shorter than `least`; where that would be less than four tasks a thread, they may be as short as `thinnest`. The last one takes
+    along what would be too short: it may be longer than `largest`.
+    """
+    threads, pairs, start = get_num_threads(), [], 0
+    least = max(thinnest, min(least, length // (4 * threads)))
+    while start < length:
+        left = length - start
+        size = min(largest, max(least, -(-left // threads)))
+        size = left if left - size < least else size
+        pairs.append((start, start + size))
+        start += size
+    return pairs
+
+
 def _pool(helpers):
     if helpers not in _pools:
         _pools[helpers] = ThreadPoolExecutor(helpers, thread_name_prefix="nprcnn-kernel")

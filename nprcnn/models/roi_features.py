@@ -64,7 +64,7 @@ class RoIFeatures:
     def forward(self, pyramid, rois, levels, train):
         """pyramid [P2 .. P5] (or one map), rois (R, 5), levels (R,) -> (R, C, s, s), cache. RoIs keep their order."""
         size = self.output_size
-        y = np.zeros((len(rois), pyramid[0].shape[1], size, size), pyramid[0].dtype, like=pyramid[0])
+        y = np.empty((len(rois), pyramid[0].shape[1], size, size), pyramid[0].dtype, like=pyramid[0])
         caches = []
         for level, (x, stride) in enumerate(zip(pyramid, self.strides)):
             chosen = np.flatnonzero(levels == level)
