@@ -1,3 +1,4 @@
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -6,7 +7,7 @@ import pytest
 from nprcnn.ops import conv
 from nprcnn.ops.conv import conv2d, conv2d_grad_w, conv2d_grad_x
 from nprcnn.ops.deconv import conv_transpose2d, conv_transpose2d_backward, conv_transpose2d_forward
-from reference_values import assert_adjoint, load_cases, strided
+from reference_values import assert_adjoint, fenced, load_cases, strided
 
 CASES = load_cases("deconv.npz")
 # Sums of at most 150 products, each below 10: rounding stays below 150 * 10 * 2.2e-16 = 3.3e-13
@@ -75,6 +76,17 @@ def test_doubling_is_a_sum_for_each_pixel(size, relu, kernels):
     x[1, 2, 0, 0] = np.nan
     seen = np.isnan(conv_transpose2d(x, w, None, 2, relu=relu, kernels=kernels))
     assert seen[1, :, :2, :2].all() and seen.sum() == 4 * 4
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="mprotect by ctypes")
+@pytest.mark.parametrize("at_end", [False, True], ids=["at the start", "at the end"])
+@pytest.mark.parametrize("size", [(1, 3), (7, 9), (14, 14)])
+def test_nothing_outside_of_the_arrays_is_read(size, at_end, kernels):
+    """As in test_conv.py: compiled loops with vectors do not check an index."""
+    rng = np.random.default_rng(0)
+    x, w, b = (rng.standard_normal(shape).astype(np.float32) for shape in ((2, 6, *size), (6, 5, 2, 2), (5,)))
+    y = conv_transpose2d(x, w, b, 2, kernels=kernels)
+    np.testing.assert_array_equal(conv_transpose2d(*(fenced(a, at_end) for a in (x, w, b)), 2, kernels=kernels), y)
 
 
 def test_empty_batch(kernels):

@@ -25,7 +25,7 @@ from .lock import one_at_a_time
 
 ALGORITHMS = ("pointwise", "winograd 4x4", "winograd 2x2", "direct", "im2col")
 
-# Outputs of a Winograd tile along each axis. The largest error of 4 is 10 to 45 times that of im2col, up to 2.1e-5 of the largest
+# Outputs of a Winograd tile along each axis. The largest error of 4 is 10 to 45 times that of im2col, up to 2.3e-5 of the largest
 # feature; that of 2 at most 3 times (conv_errors.py has the table), and it takes 1.2 times as long or more. With 4 the
 # boxes, scores and masks of the whole network stay within torchvision's own rounding (tests/test_parity_predict.py). Where a network asks
 # for more, set this to 2.

@@ -14,13 +14,13 @@ import numpy as np
 from numba import njit
 
 from .checks import ONE, ZERO
-from .conv_product import PANEL
-from .vectors import HALF, LANES, gather, keep_where, load, load_half, number, prefetch, relu, set_number, store
+from .conv_product import PANEL, ROWS
+from .vectors import HALF, LANES, collect_4, gather, keep_where, load, load_half, number, prefetch, relu, set_number, store
 
 CHUNK = 64   # tiles, a whole number of panels; what is looked up for them fits into the L1 cache
 
 
-# ---- reading ----
+# ---- reading maps ----
 
 @njit(cache=True)
 def find_tiles(first, size, x_shape, out_h, out_w, m, rows, ph, pw):
@@ -95,6 +95,8 @@ def load_tiles(x, places, masks, panel, rows, shift, next_shift, careful, d):
                 store(d, j + 5 * PANEL, keep_where(columns[5], masks, kept + j + 5 * PANEL))
 
 
+# ---- filters: the lanes are input channels ----
+
 @njit(cache=True)
 def load_filters(w, at, channels, g):
     """g[i, j] = row i, column j of the filters of LANES input channels, the first of them at `at`: 3 x 3 vectors, flat.
@@ -116,7 +118,29 @@ def load_filters(w, at, channels, g):
     store(g, 8 * PANEL, last[7])
 
 
-# ---- writing ----
+@njit(cache=True)
+def store_filters(e, places, count, U, to, step):
+    """Write the transformed filters of ROWS output channels into U, where the ROWS numbers of an input channel lie side by side.
+
+    e : (ROWS, places, LANES), flat; of the LANES input channels, `count`
+    U : flat; those of the first place begin at `to`, the others' `step` numbers on
+    """
+    tail = np.empty(ROWS * LANES, e.dtype)
+    row = places * LANES
+    for place in range(places):
+        at = place * LANES
+        numbers = collect_4((load(e, at), load(e, row + at), load(e, 2 * row + at), load(e, 3 * row + at)))      # ROWS, 4
+        if count == LANES:
+            for k in range(ROWS):
+                store(U, to + place * step + k * LANES, numbers[k])
+        else:
+            for k in range(ROWS):
+                store(tail, k * LANES, numbers[k])
+            for k in range(count * ROWS):
+                set_number(U, to + place * step + k, number(tail, k))
+
+
+# ---- writing maps ----
 
 @njit(cache=True)
 def find_runs(first, size, tile_rows, tile_columns, runs):

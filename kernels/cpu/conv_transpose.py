@@ -71,7 +71,7 @@ def _fill_panels(x, image, V):
 
 @njit(nogil=True, cache=True)
 def _weave(M, b, y, image, lines, relu):
-    """y[image] (O, 2 H, 2 W) = relu(b + the product): M (1, panels, O * ROWS, PANEL), of which row 4 o + 2 i + j has tap (i, j) of channel o.
+    """y[image] (O, 2 H, 2 W) = relu(b + the product): M (1, panels, O * ROWS, PANEL), whose row 4 o + 2 i + j has tap (i, j) of channel o.
 
     lines : scratch, two times 2 * panels * PANEL numbers
     """

@@ -139,16 +139,16 @@ def tile_count(geo, tile):
 
 
 def _forward_blocks(geo, transforms, itemsize):
-    """[(first, size)]: all tiles, cut into whole panels and so that V and M of a block stay below FORWARD_BYTES, unless it is one panel."""
-    tiles = tile_count(geo, transforms.tile)
+    """[(first, size)]: all tiles, cut into whole panels and so that V and M of a block stay below FORWARD_BYTES, or little above."""
+    tiles, least = tile_count(geo, transforms.tile), LEAST_SHARED_TILES // PANEL
     bytes_per_panel = transforms.places * (geo.x_shape[1] + geo.y_shape[1]) * itemsize * PANEL
-    pieces = workers.shrinking(-(-tiles // PANEL), max(1, FORWARD_BYTES // bytes_per_panel), LEAST_SHARED_TILES // PANEL, LEAST_SHARED_TILES // PANEL)
+    pieces = workers.shrinking(-(-tiles // PANEL), max(1, FORWARD_BYTES // bytes_per_panel), least, least)
     return [(start * PANEL, min(stop * PANEL, tiles) - start * PANEL) for start, stop in pieces]
 
 
 def _gradient_blocks(geo, transforms, itemsize):
-    """[(first, size)]: all tiles, so that V and dM of a block stay below GRADIENT_BYTES, unless it would be thinner than LEAST_TILES; as many
-    blocks for each thread, and all about alike."""
+    """[(first, size)]: all tiles, so that V and dM of a block stay below GRADIENT_BYTES, unless it would be thinner than LEAST_TILES; as
+    many blocks for each thread, and all about alike."""
     tiles = tile_count(geo, transforms.tile)
     panels = -(-tiles // PANEL)
     bytes_per_panel = transforms.places * (geo.x_shape[1] + geo.y_shape[1]) * itemsize * PANEL

@@ -15,8 +15,8 @@ from numba import njit
 
 from .checks import HALF, ZERO
 from .conv_product import PANEL, ROWS
-from .conv_tiles import CHUNK, find_runs, find_tiles, load_filters, load_tiles, near_an_end, store_lines
-from .vectors import LANES, collect_2, collect_4, load, number, set_number, store, zeros_like
+from .conv_tiles import CHUNK, find_runs, find_tiles, load_filters, load_tiles, near_an_end, store_filters, store_lines
+from .vectors import LANES, collect_2, load, store, zeros_like
 
 FASTMATH = {"contract"}  # fuse a product with a sum, nothing else
 
@@ -66,7 +66,6 @@ def filters(w, U, start, stop):
     channels, flat, to_flat = w.shape[1], w.reshape(-1), U.reshape(-1)
     place_step, panel_step = U[0].size, U[0, 0].size
     g, b, e = np.empty(9 * LANES, w.dtype), np.empty(12 * LANES, w.dtype), np.zeros(ROWS * 16 * LANES, w.dtype)
-    tail = np.empty(ROWS * LANES, w.dtype)
     for panel in range(start, stop):
         for first in range(0, channels, LANES):
             count = min(LANES, channels - first)
@@ -84,17 +83,7 @@ def filters(w, U, start, stop):
                     row = _g(load(b, 3 * i * LANES), load(b, (3 * i + 1) * LANES), load(b, (3 * i + 2) * LANES))
                     for j in range(4):
                         store(e, of_row + (4 * i + j) * LANES, row[j])
-            for place in range(16):      # the ROWS numbers of a channel belong side by side
-                numbers = collect_4(_four(e, place * LANES, 16 * LANES))
-                to = place * place_step + panel * panel_step + first * ROWS
-                if count == LANES:
-                    for k in range(ROWS):
-                        store(to_flat, to + k * LANES, numbers[k])
-                else:
-                    for k in range(ROWS):
-                        store(tail, k * LANES, numbers[k])
-                    for k in range(count * ROWS):
-                        set_number(to_flat, to + k, number(tail, k))
+            store_filters(e, 16, count, to_flat, panel * panel_step + first * ROWS, place_step)
 
 
 @njit(nogil=True, fastmath=FASTMATH, cache=True)

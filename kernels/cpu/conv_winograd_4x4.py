@@ -21,8 +21,8 @@ from numba import njit
 
 from .checks import HALF, ZERO
 from .conv_product import PANEL, ROWS
-from .conv_tiles import CHUNK, find_runs, find_tiles, load_filters, load_tiles, near_an_end, store_lines
-from .vectors import LANES, collect_4, load, number, prefetch, set_number, store, zeros_like
+from .conv_tiles import CHUNK, find_runs, find_tiles, load_filters, load_tiles, near_an_end, store_filters, store_lines
+from .vectors import LANES, collect_4, load, prefetch, store, zeros_like
 
 FASTMATH = {"contract"}  # fuse a product with a sum, nothing else
 # Exact in float32, so that they serve both: float32 * float64 is float64, but float32 * the integer 4 would be float64 as well.
@@ -69,12 +69,6 @@ def _gt(u0, u1, u2, u3, u4, u5):
 
 
 @njit(cache=True)
-def _four(numbers, start, step):
-    """Four vectors, `step` numbers apart."""
-    return (load(numbers, start), load(numbers, start + step), load(numbers, start + 2 * step), load(numbers, start + 3 * step))
-
-
-@njit(cache=True)
 def _six(numbers, start, step):
     """Six vectors, `step` numbers apart."""
     return (load(numbers, start), load(numbers, start + step), load(numbers, start + 2 * step),
@@ -89,7 +83,6 @@ def filters(w, U, start, stop):
     place_step, panel_step = U[0].size, U[0, 0].size
     sixth = w.dtype.type(1) / SIX
     g, b, e = np.empty(9 * LANES, w.dtype), np.empty(18 * LANES, w.dtype), np.zeros(ROWS * 36 * LANES, w.dtype)
-    tail = np.empty(ROWS * LANES, w.dtype)
     for panel in range(start, stop):
         for first in range(0, channels, LANES):
             count = min(LANES, channels - first)
@@ -107,17 +100,7 @@ def filters(w, U, start, stop):
                     row = _g(load(b, 3 * i * LANES), load(b, (3 * i + 1) * LANES), load(b, (3 * i + 2) * LANES), sixth)
                     for j in range(6):
                         store(e, of_row + (6 * i + j) * LANES, row[j])
-            for place in range(36):      # the ROWS numbers of a channel belong side by side
-                numbers = collect_4(_four(e, place * LANES, 36 * LANES))
-                to = place * place_step + panel * panel_step + first * ROWS
-                if count == LANES:
-                    for k in range(ROWS):
-                        store(to_flat, to + k * LANES, numbers[k])
-                else:
-                    for k in range(ROWS):
-                        store(tail, k * LANES, numbers[k])
-                    for k in range(count * ROWS):
-                        set_number(to_flat, to + k, number(tail, k))
+            store_filters(e, 36, count, to_flat, panel * panel_step + first * ROWS, place_step)
 
 
 @njit(nogil=True, fastmath=FASTMATH, cache=True)

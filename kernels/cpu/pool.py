@@ -17,7 +17,7 @@ LAST = np.int32(2 ** 31 - 1)    # of all places
 
 @njit(cache=True)
 def _column_maxima(plane, top, bottom, best, where):
-    """best (W,): the largest of rows top .. bottom - 1 in each column; where (W,) int32: its place in the plane. Of equals the first wins."""
+    """best (W,): the largest of rows top .. bottom - 1 in each column; where (W,) int32: its place in the plane. Of equals the first."""
     width = plane.shape[1]
     for x in range(width):
         best[x], where[x] = plane[top, x], np.int32(top * width + x)

@@ -180,8 +180,8 @@ def gather(typing_context, array, places, at, shift):
 
 
 def _transpose(builder, rows):
-    """Eight vectors of eight numbers -> those of their first, second, ... numbers. In three rounds; each pairs vectors, with the numbers that
-    the processor can pair in one instruction: ones, twos, and at last the halves of a vector."""
+    """Eight vectors of eight numbers -> those of their first, second, ... numbers. Three rounds, each of which pairs vectors as a processor
+    does in one instruction: by ones, by twos, and at last by halves."""
     ones = [_choose(builder, rows[i], rows[i + 1], lanes) for i in range(0, 8, 2)
             for lanes in ((0, 8, 1, 9, 4, 12, 5, 13), (2, 10, 3, 11, 6, 14, 7, 15))]
     twos = [_choose(builder, ones[i + j], ones[i + j + 2], lanes) for i in (0, 4) for j in (0, 1)

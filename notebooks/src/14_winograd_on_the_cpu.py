@@ -474,7 +474,7 @@ for name, e in errors.items():
     print(f"{name:9} {np.abs(e).max() / largest:.1e} of the largest output")
 
 # %% [markdown]
-# F(2x2) rounds about as much as im2col; F(4x4) about ten times as much (up to 1.6e-5 of the largest output with more
+# F(2x2) rounds about as much as im2col; F(4x4) about ten times as much (up to 2.3e-5 of the largest output with more
 # channels: `python -m nprcnn.kernels.cpu.conv_errors` prints the table). The points of F(6x6) include ½ and −½, which are
 # kind; but with F(8x8) one needs 4 and −4, and float32 is at its end. Each step also gains less: nine times fewer is the
 # most there is.
@@ -553,11 +553,14 @@ for m in (2, 4, 6):
 #    multiplied and transformed back before the next one.
 # 2. **All images at once.** Tiles are counted through the batch. The mask head's hundred RoIs of 14 x 14 become 1600
 #    tiles, and 36 wide products.
-# 3. **A tile a lane.** Sixteen tiles are rearranged so that the same number of each lies side by side: then $B^T d B$ is a few
-#    sums of vectors. The transforms write U and V in the very order in which the product reads them (`conv_product.py`), so that
-#    nothing is copied in between, as a library's product has to do.
-# 4. **The end is fused.** Bias, batch norm, short cut and ReLU are done while the block is in the cache.
-# 5. **The choice.** `choose_algorithm` knows when Winograd does not pay: few channels (the transforms cost as
+# 3. **A tile a lane.** Sixteen tiles are read so that the same number of each lies side by side: then $B^T d B$ is a few
+#    sums of vectors. Where a tile's rows lie is looked up once for all channels (`conv_tiles.py`). The transforms write U and V in
+#    the very order in which the product reads them (`conv_product.py`), so that nothing is copied in between, as a library's
+#    product has to do.
+# 4. **The memory is told.** A map's channels lie far apart. While one channel's tiles are transformed, the next one's are asked for
+#    (`prefetch`); without that the transform of P2 takes 1.3 to 1.7 times as long.
+# 5. **The end is fused.** Bias, batch norm, short cut and ReLU are done while the block is in the cache.
+# 6. **The choice.** `choose_algorithm` knows when Winograd does not pay: few channels (the transforms cost as
 #    much, and are used less often), few tiles (the filters' transform), strides.
 
 # %%
@@ -599,21 +602,20 @@ for name, x_shape, w_shape in (("bottleneck, 64", (1, 64, 200, 304), (64, 64, 3,
 # %% [markdown]
 # For the record, all 81 convolutions of `maskrcnn_resnet50_fpn` at 800 x 1216, with bias and ReLU, one thread on an x86-64
 # server with AVX2, processor time, PyTorch 2.13 (oneDNN, direct convolution) in the same process in turns. This table is
-# from an earlier run; no cell of this notebook computes it, and its times do not compare with those above. It is older than the
-# product of `conv_product.py`, with which the 3x3 layers take .87 of these times and all layers together .92 (measured since).
+# from an earlier run; no cell of this notebook computes it, and its times do not compare with those above.
 #
 # | kind | layers | nprcnn | PyTorch | ratio |
 # |---|---|---|---|---|
-# | 3x3, stride 1 | 22 | 1.19 s | 3.05 s | 2.6 |
-# | 3x3, mask head, 100 RoIs | 4 | 0.58 s | 1.03 s | 1.8 |
-# | 1x1, stride 1 | 48 | 1.24 s | 1.48 s | 1.2 |
-# | 1x1, stride 2 | 3 | 0.15 s | 0.23 s | 1.6 |
-# | 3x3, stride 2 | 3 | 0.17 s | 0.16 s | 0.9 |
-# | 7x7 stem | 1 | 0.08 s | 0.13 s | 1.6 |
-# | **all** | 81 | **3.4 s** | **6.1 s** | **1.8** |
+# | 3x3, stride 1 | 22 | 1.37 s | 3.22 s | 2.3 |
+# | 3x3, mask head, 100 RoIs | 4 | 0.49 s | 1.14 s | 2.3 |
+# | 1x1, stride 1 | 48 | 1.40 s | 1.59 s | 1.1 |
+# | 1x1, stride 2 | 3 | 0.18 s | 0.18 s | 1.0 |
+# | 3x3, stride 2 | 3 | 0.23 s | 0.21 s | 0.9 |
+# | 7x7 stem | 1 | 0.10 s | 0.07 s | 0.7 |
+# | **all** | 81 | **3.8 s** | **6.4 s** | **1.7** |
 #
 # The gain is where the algorithm is another one. Where both multiply directly, the two are close: a matrix product
-# is a matrix product. RoIs of 14 x 14 gain less than P2, because tiles of 4 cover 16 x 16: exercise 2 counts it.
+# is a matrix product. RoIs of 14 x 14 could gain more: tiles of 4 cover 16 x 16, and exercise 2 counts what that wastes.
 #
 # ## Exercises
 #
